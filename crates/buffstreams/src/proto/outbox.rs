@@ -1,0 +1,634 @@
+//! Accepted messages become chunks to write; every one of them ends as settled or as failed.
+//!
+//! Messages are encoded into the open chunk at the tail. The writer takes what is there, chunk by chunk, and reports
+//! how many bytes the kernel took. When a connection breaks, the Outbox rewinds to the first frame that is not settled;
+//! only then is a chunk walked frame by frame. A frame begun on one connection is never continued on another.
+//!
+//! Invariant, checked by [`Outbox::tally`]: `recovered + accepted = settled + failed + in flight`, at every moment.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+
+use super::framing::{Framing, Header};
+
+/// A chunk is closed, and the next one opened, when it would grow beyond this many bytes.
+pub(crate) const CHUNK: usize = 256 * 1024;
+
+/// From this many bytes on a message that is given as `Bytes` is not copied into a chunk.
+const LARGE_MESSAGE: usize = 32 * 1024;
+
+/// The capacity that a chunk begins with, in bytes, where no used buffer is at hand.
+const FIRST_CAPACITY: usize = 1024;
+
+/// A prefix is stored as eight bytes and then cut, so a chunk needs that much room behind its last frame.
+const PREFIX_STORE: usize = 8;
+
+/// How many separate runs of failed messages are remembered for receipts.
+const REMEMBERED_RUNS: usize = 1024;
+
+/// Why a message was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FailedReason {
+    /// The peer stayed away for longer, or for more attempts, than the retry policy allows.
+    RetryExhausted,
+    /// The connection was lost, and cannot be dialled again: a listener accepted it, or the user brought its stream.
+    Disconnected,
+    /// The message's expiry passed before any of it was written.
+    Expired,
+    /// Newer messages needed its room, and the overflow policy is to fail the oldest.
+    Overflow,
+    /// The connection was closed, and its deadline passed before the message was settled.
+    Closed,
+}
+
+impl std::fmt::Display for FailedReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            FailedReason::RetryExhausted => "the peer stayed away for longer than the retry policy allows",
+            FailedReason::Disconnected => "the connection was lost",
+            FailedReason::Expired => "it expired before it could be written",
+            FailedReason::Overflow => "newer messages needed its room",
+            FailedReason::Closed => "the connection was closed before it could be written",
+        })
+    }
+}
+
+/// A message that was accepted and then given up, back with its owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FailedMessage {
+    /// Its number on the connection, the one in its receipt.
+    pub number: u64,
+    /// Its bytes, without a prefix.
+    pub message: Bytes,
+    /// Why it was given up.
+    pub reason: FailedReason,
+    /// How many connections were tried, and failed or broke, while it was in hand.
+    pub attempts: u32,
+    /// How long it was in hand, counted from when the chunk that it rode in was begun: up to the time that chunk stayed
+    /// open (usually microseconds) more than the truth.
+    pub age: Duration,
+}
+
+/// The state of the conservation law, read at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) recovered: u64,
+    pub(crate) accepted: u64,
+    pub(crate) settled: u64,
+    pub(crate) failed: u64,
+    pub(crate) in_flight: u64,
+    pub(crate) in_flight_bytes: usize,
+}
+
+/// Why a message was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Over the maximum message size.
+    TooLarge,
+    /// No room until something is settled or given up.
+    Full,
+}
+
+/// What became of one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    InFlight,
+    Settled,
+    Failed,
+    /// Its run of failures was forgotten: it may have failed, or been settled among failed ones.
+    Forgotten,
+}
+
+/// Consecutive messages in encoded form: whole frames, the last of which may have its message in `payload`.
+#[derive(Debug)]
+struct Chunk {
+    frames: Bytes,
+    payload: Bytes,
+    first: u64,
+    count: u64,
+    begun: Instant,
+    expires: Option<Instant>,
+    attempts: u32,
+    /// Bytes of it that a kernel took on the connection at hand.
+    written: usize,
+    /// A part of it left on an earlier connection, so it may no longer be dropped as unwritten.
+    touched: bool,
+}
+
+impl Chunk {
+    fn len(&self) -> usize {
+        self.frames.len() + self.payload.len()
+    }
+
+    fn numbers(&self) -> Range<u64> {
+        self.first..self.first + self.count
+    }
+
+    /// The first frame's measures.
+    fn first_frame(&self, framing: &Framing) -> Option<Header> {
+        (self.count > 0).then(|| framing.header(&self.frames).ok().flatten().expect("the Outbox encoded this frame"))
+    }
+
+    /// Moves the first frame into a chunk of its own.
+    fn split_first(&mut self, framing: &Framing) -> Chunk {
+        let frame = self.first_frame(framing).expect("a chunk in the queue has a frame").frame();
+        let frames = self.frames.split_to(frame.min(self.frames.len()));
+        let payload = if self.count == 1 { std::mem::take(&mut self.payload) } else { Bytes::new() };
+        let first = Chunk { frames, payload, count: 1, ..*self };
+        self.first += 1;
+        self.count -= 1;
+        first
+    }
+
+    /// Cuts the first frame off: its message, and the bytes the frame took.
+    fn pop(&mut self, framing: &Framing) -> Option<(u64, Bytes, usize)> {
+        let header = self.first_frame(framing)?;
+        let number = self.first;
+        self.first += 1;
+        self.count -= 1;
+        self.frames.advance(header.prefix);
+        let message = if self.count == 0 && !self.payload.is_empty() {
+            std::mem::take(&mut self.payload)
+        } else {
+            self.frames.split_to(header.message)
+        };
+        Some((number, message, header.frame()))
+    }
+}
+
+/// The chunk that messages are being encoded into.
+#[derive(Debug)]
+struct Tail {
+    frames: Vec<u8>,
+    count: u64,
+    begun: Option<Instant>,
+    expires: Option<Instant>,
+}
+
+/// A frame being encoded by the user's code: cut off again if that panics.
+struct Begun<'a> {
+    frames: &'a mut Vec<u8>,
+    start: usize,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.frames.truncate(self.start);
+    }
+}
+
+/// The sending side of one connection, without its socket.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    framing: Framing,
+    limit: usize,
+    /// Closed chunks, oldest first; those before `handed` were given to the writer.
+    chunks: VecDeque<Chunk>,
+    handed: usize,
+    tail: Tail,
+    /// Given up, not yet taken by their owner.
+    failed: VecDeque<(Chunk, FailedReason, Instant)>,
+    /// Bytes of frames in `chunks` and `tail`.
+    bytes: usize,
+    /// Bytes of memory in `failed`.
+    failed_bytes: usize,
+    /// Bytes of room promised to messages that are still to come.
+    reserved: usize,
+    accepted: u64,
+    settled_count: u64,
+    failed_count: u64,
+    /// Runs of failed numbers, ascending; `forgotten` failures lie before number `known_from`.
+    runs: VecDeque<Range<u64>>,
+    forgotten: u64,
+    known_from: u64,
+    spare: Vec<Vec<u8>>,
+    spare_bytes: usize,
+}
+
+impl Outbox {
+    /// An empty Outbox that holds at most `limit` bytes of frames, or one message if that is larger.
+    pub(crate) fn new(framing: Framing, limit: usize) -> Outbox {
+        Outbox {
+            framing,
+            limit,
+            chunks: VecDeque::new(),
+            handed: 0,
+            tail: Tail { frames: Vec::new(), count: 0, begun: None, expires: None },
+            failed: VecDeque::new(),
+            bytes: 0,
+            failed_bytes: 0,
+            reserved: 0,
+            accepted: 0,
+            settled_count: 0,
+            failed_count: 0,
+            runs: VecDeque::new(),
+            forgotten: 0,
+            known_from: 0,
+            spare: Vec::new(),
+            spare_bytes: 0,
+        }
+    }
+
+    /// Whether a message of this length would be taken now, with `beside` bytes of the room left for somebody else.
+    #[inline]
+    pub(crate) fn admits(&self, length: usize, beside: usize) -> Result<(), Refusal> {
+        if self.framing.check(length).is_err() {
+            return Err(Refusal::TooLarge);
+        }
+        let taken = self.bytes + self.failed_bytes + self.reserved + beside;
+        if taken != 0 && taken + self.frame_size(length) > self.limit {
+            return Err(Refusal::Full);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn frame_size(&self, length: usize) -> usize {
+        self.framing.prefix_width(length) + length
+    }
+
+    /// Promises room for a message of this length, which is [admitted](Self::admits).
+    pub(crate) fn reserve(&mut self, length: usize) {
+        self.reserved += self.frame_size(length);
+    }
+
+    /// Takes the promise back.
+    pub(crate) fn unreserve(&mut self, length: usize) {
+        self.reserved -= self.frame_size(length);
+    }
+
+    /// Takes charge of a message that is [admitted](Self::admits), by copy. Returns its number.
+    #[inline]
+    pub(crate) fn push(&mut self, message: &[u8], expires: Option<Instant>, now: impl FnOnce() -> Instant) -> u64 {
+        let frame = self.frame_size(message.len());
+        self.open(frame, expires, now);
+        self.framing.put_prefix(message.len(), &mut self.tail.frames);
+        self.tail.frames.extend_from_slice(message);
+        self.count_in(frame)
+    }
+
+    /// The same for a message that `encode` appends; exactly `length` bytes.
+    ///
+    /// # Panics
+    ///
+    /// If `encode` panics or appends another number of bytes. The message is then not accepted.
+    pub(crate) fn push_with(
+        &mut self,
+        length: usize,
+        expires: Option<Instant>,
+        now: impl FnOnce() -> Instant,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> u64 {
+        let frame = self.frame_size(length);
+        self.open(frame, expires, now);
+        let start = self.tail.frames.len();
+        self.framing.put_prefix(length, &mut self.tail.frames);
+        let mut begun = Begun { frames: &mut self.tail.frames, start };
+        encode(begun.frames);
+        let encoded = begun.frames.len() - begun.start;
+        assert_eq!(encoded, frame, "a message must be encoded to the length it announced");
+        begun.start = begun.frames.len();
+        drop(begun);
+        self.count_in(frame)
+    }
+
+    /// Takes charge of a message that is [admitted](Self::admits); a large one without a copy. Returns its number.
+    pub(crate) fn push_bytes(
+        &mut self,
+        message: Bytes,
+        expires: Option<Instant>,
+        now: impl FnOnce() -> Instant,
+    ) -> u64 {
+        if message.len() < LARGE_MESSAGE {
+            return self.push(&message, expires, now);
+        }
+        let prefix = self.framing.prefix_width(message.len());
+        self.open(prefix, expires, now);
+        self.framing.put_prefix(message.len(), &mut self.tail.frames);
+        let number = self.count_in(prefix + message.len());
+        self.seal(message);
+        number
+    }
+
+    #[inline]
+    fn count_in(&mut self, frame: usize) -> u64 {
+        self.tail.count += 1;
+        self.bytes += frame;
+        self.accepted += 1;
+        self.accepted - 1
+    }
+
+    /// Makes the tail chunk fit for `more` bytes that expire then.
+    #[inline]
+    fn open(&mut self, more: usize, expires: Option<Instant>, now: impl FnOnce() -> Instant) {
+        let fits = self.tail.frames.len() + more + PREFIX_STORE <= CHUNK && self.tail.expires == expires;
+        if self.tail.count == 0 || !fits {
+            self.open_another(more, expires, now());
+        }
+    }
+
+    #[cold]
+    fn open_another(&mut self, more: usize, expires: Option<Instant>, now: Instant) {
+        self.seal(Bytes::new());
+        if self.tail.frames.capacity() == 0 {
+            self.tail.frames = match self.spare.pop() {
+                Some(buffer) => {
+                    self.spare_bytes -= buffer.capacity();
+                    buffer
+                }
+                None => Vec::with_capacity((more + PREFIX_STORE).max(FIRST_CAPACITY)),
+            };
+        }
+        self.tail.begun = Some(now);
+        self.tail.expires = expires;
+    }
+
+    /// Closes the tail chunk. `payload` is the message of its last frame, if that is not in the chunk itself.
+    fn seal(&mut self, payload: Bytes) {
+        if self.tail.count == 0 {
+            return;
+        }
+        let frames = std::mem::take(&mut self.tail.frames);
+        let count = std::mem::take(&mut self.tail.count);
+        self.chunks.push_back(Chunk {
+            frames: Bytes::from(frames),
+            payload,
+            first: self.accepted - count,
+            count,
+            begun: self.tail.begun.take().expect("a chunk with messages was begun at some time"),
+            expires: self.tail.expires.take(),
+            attempts: 0,
+            written: 0,
+            touched: false,
+        });
+    }
+
+    /// Gives the writer what is to be written next, up to about `most` bytes, in order, and remembers that it has it.
+    pub(crate) fn hand(&mut self, most: usize, into: &mut VecDeque<Bytes>) {
+        let mut total = 0;
+        while total < most {
+            if self.handed == self.chunks.len() {
+                self.seal(Bytes::new());
+            }
+            let Some(chunk) = self.chunks.get_mut(self.handed) else { return };
+            debug_assert_eq!(chunk.written, 0, "a chunk begins on the connection that it ends on");
+            total += chunk.len();
+            into.push_back(chunk.frames.clone());
+            if !chunk.payload.is_empty() {
+                into.push_back(chunk.payload.clone());
+            }
+            self.handed += 1;
+        }
+    }
+
+    /// The kernel took the next `bytes` of what was handed out; the writer has let go of buffers that are done.
+    /// Returns whether anything was settled by that.
+    pub(crate) fn wrote(&mut self, mut bytes: usize) -> bool {
+        let before = self.settled_count;
+        while bytes > 0 {
+            let chunk = self.chunks.front_mut().expect("only what was handed out can have been written");
+            let step = bytes.min(chunk.len() - chunk.written);
+            chunk.written += step;
+            bytes -= step;
+            if chunk.written == chunk.len() {
+                debug_assert!(self.handed > 0);
+                self.handed -= 1;
+                let chunk = self.chunks.pop_front().expect("it is the front");
+                self.bytes -= chunk.len();
+                self.settled_count += chunk.count;
+                self.keep_spare(chunk.frames);
+            }
+        }
+        self.settled_count != before
+    }
+
+    /// A buffer that nobody else holds is used again, as long as buffers and messages together stay within the limit.
+    fn keep_spare(&mut self, frames: Bytes) {
+        if let Ok(mut buffer) = frames.try_into_mut() {
+            buffer.clear();
+            let buffer = Vec::from(buffer);
+            if self.bytes + self.spare_bytes + buffer.capacity() <= self.limit {
+                self.spare_bytes += buffer.capacity();
+                self.spare.push(buffer);
+            }
+        }
+    }
+
+    /// Bytes of buffers kept for use.
+    pub(crate) fn spare_bytes(&self) -> usize {
+        self.spare_bytes
+    }
+
+    /// Gives the memory of unused buffers back.
+    pub(crate) fn release(&mut self) {
+        self.spare = Vec::new();
+        self.spare_bytes = 0;
+        if self.tail.count == 0 {
+            self.tail.frames = Vec::new();
+        }
+        if self.chunks.is_empty() {
+            self.chunks = VecDeque::new();
+        }
+    }
+
+    /// The connection broke: goes back to the first frame that is not settled. Returns whether anything turned out to
+    /// be settled.
+    pub(crate) fn rewind(&mut self) -> bool {
+        self.handed = 0;
+        let before = self.settled_count;
+        if let Some(mut chunk) = self.chunks.pop_front() {
+            let mut written = std::mem::take(&mut chunk.written);
+            while let Some(header) = chunk.first_frame(&self.framing).filter(|header| header.frame() <= written) {
+                written -= header.frame();
+                self.bytes -= header.frame();
+                self.settled_count += 1;
+                chunk.pop(&self.framing);
+            }
+            // Only the torn frame was begun: what lies behind it may still expire, or make room.
+            let torn = (written > 0).then(|| Chunk { touched: true, ..chunk.split_first(&self.framing) });
+            if chunk.count > 0 {
+                self.chunks.push_front(chunk);
+            }
+            if let Some(torn) = torn {
+                self.chunks.push_front(torn);
+            }
+        }
+        self.settled_count != before
+    }
+
+    /// A connection was tried, and failed or broke: counts it for everything in hand.
+    pub(crate) fn note_attempt(&mut self) {
+        self.seal(Bytes::new());
+        for chunk in &mut self.chunks {
+            chunk.attempts = chunk.attempts.saturating_add(1);
+        }
+    }
+
+    /// Gives up everything that is in flight.
+    pub(crate) fn fail_all(&mut self, reason: FailedReason, now: Instant) {
+        self.seal(Bytes::new());
+        self.handed = 0;
+        while let Some(chunk) = self.chunks.pop_front() {
+            self.fail(chunk, reason, now);
+        }
+    }
+
+    /// Gives up what has expired and was never written. Returns when the next message expires.
+    pub(crate) fn expire(&mut self, now: Instant) -> Option<Instant> {
+        if self.tail.expires.is_some_and(|expires| expires <= now) {
+            self.seal(Bytes::new());
+        }
+        let mut index = self.handed;
+        let mut next = self.tail.expires;
+        while let Some(chunk) = self.chunks.get(index) {
+            match chunk.expires {
+                Some(expires) if expires <= now && !chunk.touched => {
+                    let chunk = self.chunks.remove(index).expect("it was just looked at");
+                    self.fail(chunk, FailedReason::Expired, now);
+                }
+                Some(expires) if expires > now => {
+                    next = Some(next.map_or(expires, |next| next.min(expires)));
+                    index += 1;
+                }
+                _ => index += 1,
+            }
+        }
+        next
+    }
+
+    /// Gives up the oldest messages that were never written until there is room for one of `length` bytes. Whether
+    /// there is: not if all that is left was begun to be written, or if nobody takes the failed messages.
+    pub(crate) fn fail_oldest_for(&mut self, length: usize, now: Instant) -> bool {
+        let frame = self.frame_size(length);
+        while self.bytes + self.reserved != 0 && self.bytes + self.reserved + frame > self.limit {
+            let mut index = self.handed;
+            while self.chunks.get(index).is_some_and(|chunk| chunk.touched) {
+                index += 1;
+            }
+            if index == self.chunks.len() {
+                self.seal(Bytes::new());
+            }
+            if self.failed_bytes >= self.limit || index == self.chunks.len() {
+                return false;
+            }
+            let chunk = &mut self.chunks[index];
+            let oldest = chunk.split_first(&self.framing);
+            if chunk.count == 0 {
+                self.chunks.remove(index);
+            }
+            self.fail(oldest, FailedReason::Overflow, now);
+        }
+        self.failed_bytes < self.limit
+    }
+
+    fn fail(&mut self, chunk: Chunk, reason: FailedReason, now: Instant) {
+        self.bytes -= chunk.len();
+        self.failed_bytes += chunk.len() + size_of::<Chunk>();
+        self.failed_count += chunk.count;
+        self.remember(chunk.numbers());
+        self.failed.push_back((chunk, reason, now));
+    }
+
+    fn remember(&mut self, run: Range<u64>) {
+        let index = self.runs.partition_point(|known| known.start < run.start);
+        self.runs.insert(index, run);
+        if index + 1 < self.runs.len() && self.runs[index].end == self.runs[index + 1].start {
+            self.runs[index].end = self.runs[index + 1].end;
+            self.runs.remove(index + 1);
+        }
+        if index > 0 && self.runs[index - 1].end == self.runs[index].start {
+            self.runs[index - 1].end = self.runs[index].end;
+            self.runs.remove(index);
+        }
+        if self.runs.len() > REMEMBERED_RUNS {
+            let oldest = self.runs.pop_front().expect("there are many");
+            self.forgotten += oldest.end - oldest.start;
+            self.known_from = oldest.end;
+        }
+    }
+
+    /// The next failed message for its owner. Its bytes no longer count from here on.
+    pub(crate) fn take_failed(&mut self) -> Option<FailedMessage> {
+        loop {
+            let (chunk, reason, at) = self.failed.front_mut()?;
+            let (attempts, age, reason) = (chunk.attempts, at.saturating_duration_since(chunk.begun), *reason);
+            match chunk.pop(&self.framing) {
+                Some((number, message, frame)) => {
+                    self.failed_bytes -= frame;
+                    return Some(FailedMessage { number, message, reason, attempts, age });
+                }
+                None => {
+                    self.failed_bytes -= size_of::<Chunk>();
+                    self.failed.pop_front();
+                }
+            }
+        }
+    }
+
+    /// Whether failed messages wait for their owner.
+    pub(crate) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    /// Bytes of memory that messages take: those in flight, those failed and not yet taken, and promised room.
+    #[inline]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes + self.failed_bytes + self.reserved
+    }
+
+    /// Bytes that it may hold.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// The number that the next message will get.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.accepted
+    }
+
+    /// All messages before this number are settled or failed.
+    pub(crate) fn resolved_to(&self) -> u64 {
+        self.chunks.front().map_or(self.accepted - self.tail.count, |chunk| chunk.first)
+    }
+
+    /// What became of the message with this number.
+    pub(crate) fn fate(&self, number: u64) -> Fate {
+        if self.runs.iter().any(|run| run.contains(&number)) {
+            Fate::Failed
+        } else if number >= self.resolved_to() {
+            // Unsettled ones are consecutive but for those that failed.
+            Fate::InFlight
+        } else if number < self.known_from {
+            Fate::Forgotten
+        } else {
+            Fate::Settled
+        }
+    }
+
+    /// How many messages with numbers below this one have failed.
+    pub(crate) fn failed_before(&self, number: u64) -> u64 {
+        let remembered = self.runs.iter().map(|run| run.end.min(number).saturating_sub(run.start)).sum::<u64>();
+        self.forgotten.min(number) + remembered
+    }
+
+    /// Counters and queue, read together. What is in flight is counted from the queue itself.
+    pub(crate) fn tally(&self) -> Tally {
+        Tally {
+            recovered: 0,
+            accepted: self.accepted,
+            settled: self.settled_count,
+            failed: self.failed_count,
+            in_flight: self.chunks.iter().map(|chunk| chunk.count).sum::<u64>() + self.tail.count,
+            in_flight_bytes: self.bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;
