@@ -1,0 +1,420 @@
+//! What the user dials: a sender whose socket the dialer keeps open, with reopen, state and close.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+
+use crate::dialer::{Dialer, Target};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failed::FailedTo;
+use crate::handler::{Discard, Service};
+use crate::log::Throttle;
+use crate::proto::framing::{Framing, Prefix};
+use crate::proto::outbox::FailedMessage;
+use crate::reader::Demands;
+use crate::retry::{Backoff, Retry};
+use crate::sender::{Overflow, Phase, Sender, SharedOutbox};
+use crate::sink::MessageSink;
+use crate::stats::{Received, ReceivedStats, Stats};
+use crate::transport::{Address, Liveness, PeerAddress, Transport};
+
+/// The deadline when the last clone of a connection is dropped without a [`close`](Connection::close).
+const DROPPED: Duration = Duration::from_secs(5);
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// An attempt is under way.
+    Connecting,
+    /// There is a socket.
+    Connected,
+    /// There is none; another attempt will be made.
+    Disconnected,
+    /// It was closed, or has given up. This is the last state.
+    Closed,
+}
+
+/// How to dial. Made by [`Connection::builder`].
+#[derive(Clone, Debug)]
+pub struct ConnectionBuilder<S = Discard> {
+    service: S,
+    prefix: Prefix,
+    max_message_size: usize,
+    memory: usize,
+    overflow: Overflow,
+    expiry: Option<Duration>,
+    retry: Retry,
+    backoff: Backoff,
+    connect_deadline: Duration,
+    frame_deadline: Option<Duration>,
+    receive_memory: usize,
+    failed_to: FailedTo,
+    liveness: Liveness,
+}
+
+impl Default for ConnectionBuilder {
+    fn default() -> Self {
+        ConnectionBuilder {
+            service: Discard,
+            prefix: Prefix::default(),
+            max_message_size: 0,
+            memory: 4 * 1024 * 1024,
+            overflow: Overflow::default(),
+            expiry: None,
+            retry: Retry::default(),
+            backoff: Backoff::default(),
+            connect_deadline: Duration::from_secs(10),
+            frame_deadline: Some(Duration::from_secs(30)),
+            receive_memory: 64 * 1024 * 1024,
+            failed_to: FailedTo::default(),
+            liveness: Liveness::default(),
+        }
+    }
+}
+
+impl<S: Service> ConnectionBuilder<S> {
+    /// How a length stands before a message. Default [`Prefix::Buffstreams`].
+    pub fn prefix(mut self, prefix: Prefix) -> Self {
+        self.prefix = prefix;
+        self
+    }
+
+    /// The largest message, in bytes; 0 stands for the default of 4096 bytes, or 255 for [`Prefix::U8`].
+    ///
+    /// With [`Prefix::Buffstreams`] the width of the prefix follows from it, so both sides must use the same.
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.max_message_size = bytes;
+        self
+    }
+
+    /// Bytes that messages in hand may take, with their prefixes. Default 4 MiB. An empty queue takes any legal message.
+    pub fn memory(mut self, bytes: usize) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// What happens to a message for which there is no room. Default [`Overflow::Wait`].
+    ///
+    /// With [`Overflow::FailOldest`], failed messages that nobody has taken yet may take as much memory again.
+    pub fn overflow(mut self, policy: Overflow) -> Self {
+        self.overflow = policy;
+        self
+    }
+
+    /// How long a message may wait: if none of it was written by then, it fails. Default `None`: as long as it takes.
+    pub fn expiry(mut self, allowed: impl Into<Option<Duration>>) -> Self {
+        self.expiry = allowed.into();
+        self
+    }
+
+    /// How long a lost peer is waited for. Default [`Retry::Forever`].
+    pub fn retry(mut self, policy: Retry) -> Self {
+        self.retry = policy;
+        self
+    }
+
+    /// The time between attempts. Default: random parts of 100 ms, 200 ms, 400 ms … up to 10 s.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// How long one attempt to connect may take. Default 10 s.
+    pub fn connect_deadline(mut self, allowed: Duration) -> Self {
+        self.connect_deadline = allowed;
+        self
+    }
+
+    /// How long a frame from the other side may take from its first byte to its last. Default 30 s; `None` for as long
+    /// as it likes.
+    pub fn frame_deadline(mut self, allowed: impl Into<Option<Duration>>) -> Self {
+        self.frame_deadline = allowed.into();
+        self
+    }
+
+    /// How long the peer may vanish, or refuse to read, before the socket is given up (on Linux, by
+    /// `TCP_USER_TIMEOUT`). Default 2 minutes; `None` for the system's own time.
+    pub fn write_stall(mut self, allowed: impl Into<Option<Duration>>) -> Self {
+        self.liveness.write_stall = allowed.into();
+        self
+    }
+
+    /// Silence after which the kernel asks whether the peer is still there. Default 30 s; `None` for never.
+    pub fn keepalive(mut self, after: impl Into<Option<Duration>>) -> Self {
+        self.liveness.keepalive = after.into();
+        self
+    }
+
+    /// Who gets failed messages: a closure, called by the connection's task. It must not block.
+    ///
+    /// With neither this nor [`failed_to`](Self::failed_to), failed messages are counted, and logged at a bounded rate.
+    pub fn on_failed(mut self, owner: impl Fn(FailedMessage) + Send + Sync + 'static) -> Self {
+        self.failed_to = FailedTo::Call(Arc::new(owner));
+        self
+    }
+
+    /// Who gets failed messages: a channel. While it is full they take room in the connection's memory.
+    pub fn failed_to(mut self, channel: mpsc::Sender<FailedMessage>) -> Self {
+        self.failed_to = FailedTo::Channel(channel);
+        self
+    }
+
+    /// Who gets what the other side sends. Default: it is counted and dropped.
+    ///
+    /// A handler is made for every socket that the connection has in its life.
+    pub fn handler<T: Service>(self, service: T) -> ConnectionBuilder<T> {
+        ConnectionBuilder {
+            service,
+            prefix: self.prefix,
+            max_message_size: self.max_message_size,
+            memory: self.memory,
+            overflow: self.overflow,
+            expiry: self.expiry,
+            retry: self.retry,
+            backoff: self.backoff,
+            connect_deadline: self.connect_deadline,
+            frame_deadline: self.frame_deadline,
+            receive_memory: self.receive_memory,
+            failed_to: self.failed_to,
+            liveness: self.liveness,
+        }
+    }
+
+    /// Connects, once; after that the connection keeps itself open.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidAddress`], [`ErrorKind::InvalidConfiguration`], and [`ErrorKind::Connect`] with what failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, there is no connection.
+    pub async fn dial<A>(self, address: A) -> Result<Connection>
+    where
+        A: TryInto<Address>,
+        Error: From<A::Error>,
+    {
+        let framing = self.framing()?;
+        let target = self.target(address.try_into()?);
+        let first = target.connect(Duration::MAX).await?;
+        Ok(self.start(framing, Some(target), Some(first)))
+    }
+
+    /// Returns at once; the connection tries to reach its peer as its retry policy says, and messages wait meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidAddress`] and [`ErrorKind::InvalidConfiguration`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn dial_lazy<A>(self, address: A) -> Result<Connection>
+    where
+        A: TryInto<Address>,
+        Error: From<A::Error>,
+    {
+        let framing = self.framing()?;
+        let target = self.target(address.try_into()?);
+        Ok(self.start(framing, Some(target), None))
+    }
+
+    /// Uses an open stream. When it ends, so does the connection: it cannot be dialled again.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfiguration`].
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn from_io(self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Connection> {
+        let framing = self.framing()?;
+        Ok(self.start(framing, None, Some((Transport::Io(Box::new(io)), PeerAddress::Io))))
+    }
+
+    fn framing(&self) -> Result<Framing> {
+        if self.backoff.min > self.backoff.max {
+            let Backoff { min, max } = self.backoff;
+            let text = format!("a backoff from {min:?} to {max:?} has its least above its most");
+            return Err(Error::new(ErrorKind::InvalidConfiguration, text));
+        }
+        Ok(Framing::with_max(self.prefix, self.max_message_size)?)
+    }
+
+    fn target(&self, address: Address) -> Target {
+        Target { address, liveness: self.liveness, connect_deadline: self.connect_deadline }
+    }
+
+    fn start(self, framing: Framing, target: Option<Target>, first: Option<(Transport, PeerAddress)>) -> Connection {
+        let outbox = SharedOutbox::new(framing, self.memory, self.overflow, self.expiry);
+        let received = Arc::new(Received::default());
+        let state = if first.is_some() { State::Connected } else { State::Connecting };
+        let (state, states) = watch::channel(state);
+        let connection = Connection {
+            sender: outbox.sender(),
+            states,
+            received: Arc::clone(&received),
+            _last: Arc::new(Last(Arc::clone(&outbox))),
+        };
+        let dialer = Dialer {
+            target,
+            retry: self.retry,
+            backoff: self.backoff,
+            service: Arc::new(self.service),
+            demands: Arc::new(Demands {
+                framing,
+                frame_deadline: self.frame_deadline,
+                idle_deadline: None,
+                close_on_handler_error: false,
+                pause_when_congested: false,
+                memory: self.receive_memory,
+                taken: AtomicUsize::new(0),
+                received,
+                handler_errors: Throttle::default(),
+            }),
+            outbox,
+            failed_to: self.failed_to,
+            state,
+        };
+        tokio::spawn(dialer.run(first));
+        connection
+    }
+}
+
+/// A dialled connection: survives the loss of its sockets, until it is closed. Cheap to clone.
+///
+/// It is a [`Sender`]; see there for `send` and its kin. When the last clone is dropped it closes in the background,
+/// with a deadline of 5 s.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use buffstreams::{Connection, Listener};
+/// # let server = Listener::bind("127.0.0.1:0").await?.spawn(|_: &[u8]| Ok(()));
+/// # let address = server.local_address();
+/// use std::time::Duration;
+///
+/// let connection = Connection::dial(address).await?;
+/// for number in 0..1000u32 {
+///     connection.send(&number.to_be_bytes()).await?;
+/// }
+/// let flushed = connection.flush().await?;
+/// assert_eq!((flushed.settled, flushed.failed), (1000, 0));
+/// let stats = connection.close(Duration::from_secs(5)).await?;
+/// assert_eq!(stats.accepted, stats.settled);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Connection {
+    sender: Sender,
+    states: watch::Receiver<State>,
+    received: Arc<Received>,
+    _last: Arc<Last>,
+}
+
+/// Closes the connection when the last clone of it goes.
+struct Last(Arc<SharedOutbox>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        self.0.advance_phase(Phase::Closing(Instant::now() + DROPPED));
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("state", &self.state()).field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Connection {
+    type Target = Sender;
+
+    fn deref(&self) -> &Sender {
+        &self.sender
+    }
+}
+
+impl Connection {
+    /// Connects with the default settings; tries once.
+    ///
+    /// # Errors
+    ///
+    /// As [`ConnectionBuilder::dial`].
+    pub async fn dial<A>(address: A) -> Result<Connection>
+    where
+        A: TryInto<Address>,
+        Error: From<A::Error>,
+    {
+        Connection::builder().dial(address).await
+    }
+
+    /// Other settings.
+    pub fn builder() -> ConnectionBuilder {
+        ConnectionBuilder::default()
+    }
+
+    /// Where it stands now.
+    pub fn state(&self) -> State {
+        *self.states.borrow()
+    }
+
+    /// Where it stands, to be watched. A slow watcher sees the latest state, not every one.
+    pub fn states(&self) -> watch::Receiver<State> {
+        self.states.clone()
+    }
+
+    /// What came back from the other side, over all sockets.
+    pub fn received(&self) -> ReceivedStats {
+        self.received.read()
+    }
+
+    /// Gives up the socket at hand and connects anew at once; what is not settled is sent again there. On a closed
+    /// connection it does nothing.
+    pub fn reopen(&self) {
+        self.sender.shared().ask_reopen();
+    }
+
+    /// A `futures::Sink` that sends over this connection.
+    pub fn sink(&self) -> MessageSink {
+        MessageSink::new(self.sender.clone())
+    }
+
+    /// Accepts no more messages, settles what is in hand, ends the stream and waits up to a second for the peer to end
+    /// its own. What is not settled by the deadline fails. For all clones; says what became of everything.
+    ///
+    /// # Errors
+    ///
+    /// None at present. A second close returns the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped the close goes on in the background.
+    pub async fn close(&self, deadline: Duration) -> Result<Stats> {
+        let until = Instant::now().checked_add(deadline).unwrap_or_else(far_future);
+        self.sender.shared().advance_phase(Phase::Closing(until));
+        self.closed().await;
+        Ok(self.stats())
+    }
+
+    /// Waits until the connection is closed, or has given up.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn closed(&self) {
+        let mut states = self.states.clone();
+        // The task behind the connection has the last word, or is gone with its runtime.
+        let _ = states.wait_for(|state| *state == State::Closed).await;
+    }
+}
+
+fn far_future() -> Instant {
+    Instant::now() + Duration::from_secs(30 * 365 * 24 * 60 * 60)
+}

@@ -1,0 +1,272 @@
+//! Keeps a Connection's socket open: connect, back off, rewind, go on. One task for each connection.
+//!
+//! Whatever happens to sockets, every accepted message stays in the Outbox until it is settled or given up; and what is
+//! given up is handed to its owner before the task ends.
+
+use std::future::{pending, poll_fn};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use crate::connection::State;
+use crate::error::{Error, ErrorKind, Result};
+use crate::failed::FailedTo;
+use crate::handler::{Ended, Peer, Service};
+use crate::log::Throttle;
+use crate::proto::outbox::FailedReason;
+use crate::reader::Demands;
+use crate::retry::{Backoff, Delays, Outage, Retry};
+use crate::sender::{Phase, SharedOutbox};
+use crate::socket::Socket;
+use crate::transport::{Address, Liveness, PeerAddress, Transport};
+
+/// Why a connection ended that its user closed.
+const CLOSED: &str = "it was closed";
+
+/// Whom to dial, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) address: Address,
+    pub(crate) liveness: Liveness,
+    pub(crate) connect_deadline: Duration,
+}
+
+impl Target {
+    /// One attempt, that may take so long at most.
+    pub(crate) async fn connect(&self, most: Duration) -> Result<(Transport, PeerAddress)> {
+        let allowed = self.connect_deadline.min(most);
+        match tokio::time::timeout(allowed, Transport::connect(&self.address, self.liveness)).await {
+            Ok(result) => result,
+            Err(_) => {
+                let text = format!("cannot connect to {}: no answer within {allowed:?}", self.address);
+                Err(Error::new(ErrorKind::Connect, text))
+            }
+        }
+    }
+}
+
+/// The task behind a dialled connection.
+pub(crate) struct Dialer<S> {
+    /// `None` if the stream was brought by the user and cannot be had again.
+    pub(crate) target: Option<Target>,
+    pub(crate) retry: Retry,
+    pub(crate) backoff: Backoff,
+    pub(crate) service: Arc<S>,
+    pub(crate) demands: Arc<Demands>,
+    pub(crate) outbox: Arc<SharedOutbox>,
+    pub(crate) failed_to: FailedTo,
+    pub(crate) state: watch::Sender<State>,
+}
+
+/// Why a socket is no longer used.
+enum Parted {
+    /// All is done.
+    Finished,
+    /// It broke, or another was asked for.
+    Lost(Ended),
+}
+
+impl<S: Service> Dialer<S> {
+    /// Runs until the connection is closed or has given up.
+    pub(crate) async fn run(self, first: Option<(Transport, PeerAddress)>) {
+        // If the runtime drops this task, what is in hand still goes to its owner.
+        let last_will = LastWill(&self);
+        let failed_log = Throttle::default();
+        let why = tokio::select! {
+            why = self.keep_open(first) => why,
+            () = self.closing_deadline_passed() => CLOSED,
+            never = self.do_chores(&failed_log) => never,
+        };
+        last_will.execute(why, &failed_log);
+        self.failed_to.hand_over(&self.outbox, &failed_log).await;
+    }
+
+    /// Uses one socket after the other. Returns why there is no next.
+    async fn keep_open(&self, first: Option<(Transport, PeerAddress)>) -> &'static str {
+        let mut delays = Delays::new(self.backoff, fastrand::Rng::new());
+        let mut outage = Outage::begin(std::time::Instant::now());
+        let mut at_once = true;
+        let mut next = first;
+        for sockets in 0.. {
+            let (io, address) = match next.take() {
+                Some(connected) => connected,
+                None => {
+                    let connected = tokio::select! {
+                        connected = self.reconnect(&mut delays, &mut outage, at_once) => connected,
+                        () = self.nothing_left() => return CLOSED,
+                    };
+                    match connected {
+                        Some(connected) => connected,
+                        None => return self.give_up(),
+                    }
+                }
+            };
+            self.state.send_replace(State::Connected);
+            tracing::info!(peer = %address, "connected");
+            let settled_before = self.outbox.settled();
+            let connected_at = Instant::now();
+            match self.use_socket(io, address, sockets).await {
+                Parted::Finished => return CLOSED,
+                Parted::Lost(ended) => {
+                    self.outbox.rewind();
+                    self.outbox.note_attempt();
+                    self.state.send_replace(State::Disconnected);
+                    tracing::warn!("connection lost: {ended}");
+                    at_once = matches!(ended, Ended::Reopened);
+                    let healthy = connected_at.elapsed() >= self.backoff.max;
+                    if healthy {
+                        delays.reset();
+                    }
+                    let progress = self.outbox.settled() > settled_before || self.outbox.is_resolved();
+                    if healthy || progress || at_once {
+                        outage = Outage::begin(std::time::Instant::now());
+                    }
+                }
+            }
+        }
+        unreachable!("the loop counts to 2^64")
+    }
+
+    /// Ready when the connection is being closed and nothing is in hand.
+    async fn nothing_left(&self) {
+        poll_fn(|cx| match self.outbox.poll_phase(cx) {
+            Phase::Closing(_) if self.outbox.is_resolved() => Poll::Ready(()),
+            _ => Poll::Pending,
+        })
+        .await;
+    }
+
+    /// One socket, from its first byte to its last.
+    async fn use_socket(&self, io: Transport, address: PeerAddress, number: u64) -> Parted {
+        let peer = Peer::new(number, address, self.outbox.sender());
+        let Some(mut socket) = Socket::open(io, &self.service, &peer, &self.demands) else {
+            return Parted::Lost(Ended::HandlerPanicked);
+        };
+        drop(peer);
+        let outbox = &self.outbox;
+        let mut ended = poll_fn(|cx| {
+            let phase = outbox.poll_phase(cx);
+            if outbox.take_reopen() {
+                return Poll::Ready(Ended::Reopened);
+            }
+            match socket.poll(cx, outbox) {
+                Poll::Pending if matches!(phase, Phase::Closing(_)) && socket.is_drained(outbox) => {
+                    Poll::Ready(Ended::ShutDown)
+                }
+                poll => poll,
+            }
+        })
+        .await;
+        let finished = matches!(ended, Ended::ShutDown);
+        if finished {
+            ended = socket.end_output(outbox).await;
+        }
+        socket.finish_handler(&ended, outbox).await;
+        if finished { Parted::Finished } else { Parted::Lost(ended) }
+    }
+
+    /// Tries until there is a socket; `None` when the policy says that it is enough.
+    async fn reconnect(
+        &self,
+        delays: &mut Delays,
+        outage: &mut Outage,
+        mut at_once: bool,
+    ) -> Option<(Transport, PeerAddress)> {
+        let target = self.target.as_ref()?;
+        // What is to be done at once, is done whatever the policy says of further attempts.
+        let mut left = if at_once { Duration::MAX } else { outage.left(self.retry, Instant::now().into_std())? };
+        loop {
+            if !at_once {
+                let begun = Instant::now();
+                self.wait(delays.next().min(left)).await;
+                left = left.saturating_sub(begun.elapsed());
+            }
+            at_once = false;
+            self.state.send_replace(State::Connecting);
+            match target.connect(left).await {
+                Ok(connected) => return Some(connected),
+                Err(error) => {
+                    outage.note_attempt();
+                    self.outbox.note_attempt();
+                    self.state.send_replace(State::Disconnected);
+                    tracing::warn!("{error}");
+                }
+            }
+            left = outage.left(self.retry, Instant::now().into_std())?;
+        }
+    }
+
+    /// Waits before an attempt; not if another socket is asked for meanwhile.
+    async fn wait(&self, delay: Duration) {
+        let until = Instant::now() + delay;
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = poll_fn(|cx| {
+                self.outbox.poll_phase(cx);
+                if self.outbox.take_reopen() { Poll::Ready(()) } else { Poll::Pending }
+            }) => {}
+        }
+    }
+
+    fn give_up(&self) -> &'static str {
+        let (reason, why) = match self.target {
+            Some(_) => (FailedReason::RetryExhausted, "its peer stayed away for longer than the retry policy allows"),
+            None => (FailedReason::Disconnected, "its stream has ended, and cannot be opened again"),
+        };
+        tracing::warn!("giving up: {why}");
+        self.outbox.fail_all(reason);
+        why
+    }
+
+    /// Ready when a close is under way and its deadline has passed.
+    async fn closing_deadline_passed(&self) {
+        if let Phase::Closing(until) = self.outbox.opened_no_more().await {
+            sleep_until(until.into()).await;
+        }
+    }
+
+    /// Hands failed messages over as they come, and lets messages expire on time.
+    async fn do_chores(&self, log: &Throttle) -> &'static str {
+        loop {
+            let expiry = self.outbox.expire();
+            self.failed_to.hand_over(&self.outbox, log).await;
+            let expired = async {
+                match expiry {
+                    Some(at) => sleep_until(at.into()).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.outbox.chores() => {}
+                () = expired => {}
+            }
+        }
+    }
+}
+
+/// Ends the connection for its users, also when the task is dropped.
+struct LastWill<'a, S>(&'a Dialer<S>);
+
+impl<S> LastWill<'_, S> {
+    fn execute(self, why: &'static str, log: &Throttle) {
+        self.end(why, log);
+        std::mem::forget(self);
+    }
+
+    fn end(&self, why: &'static str, log: &Throttle) {
+        let dialer = self.0;
+        dialer.outbox.advance_phase(Phase::Ended(why));
+        dialer.outbox.fail_all(FailedReason::Closed);
+        dialer.failed_to.hand_over_now(&dialer.outbox, log);
+        dialer.state.send_replace(State::Closed);
+    }
+}
+
+impl<S> Drop for LastWill<'_, S> {
+    fn drop(&mut self) {
+        self.end("its runtime is gone", &Throttle::default());
+    }
+}

@@ -1,0 +1,81 @@
+//! Where failed messages go: to a closure, into a channel, or into the log.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::log::Throttle;
+use crate::proto::outbox::FailedMessage;
+use crate::sender::SharedOutbox;
+
+/// The owner of messages that were given up.
+#[derive(Clone, Default)]
+pub(crate) enum FailedTo {
+    /// Nobody: logged and counted.
+    #[default]
+    Log,
+    Call(Arc<dyn Fn(FailedMessage) + Send + Sync>),
+    Channel(mpsc::Sender<FailedMessage>),
+}
+
+impl fmt::Debug for FailedTo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FailedTo::Log => "Log",
+            FailedTo::Call(_) => "Call",
+            FailedTo::Channel(_) => "Channel",
+        })
+    }
+}
+
+impl FailedTo {
+    /// Hands over every failed message that waits. One that cannot be handed over stays where it is, and takes room.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn hand_over(&self, outbox: &SharedOutbox, log: &Throttle) {
+        if let FailedTo::Channel(channel) = self {
+            while outbox.has_failed() {
+                let Ok(place) = channel.reserve().await else { break };
+                if let Some(failed) = outbox.take_failed() {
+                    place.send(failed);
+                }
+            }
+        }
+        self.hand_over_now(outbox, log);
+    }
+
+    /// The same as far as it can be done without waiting.
+    pub(crate) fn hand_over_now(&self, outbox: &SharedOutbox, log: &Throttle) {
+        while outbox.has_failed() {
+            match self {
+                FailedTo::Channel(channel) => match channel.try_reserve() {
+                    Ok(place) => {
+                        let Some(failed) = outbox.take_failed() else { return };
+                        place.send(failed);
+                    }
+                    Err(mpsc::error::TrySendError::Full(())) => return,
+                    Err(mpsc::error::TrySendError::Closed(())) => log_failed(outbox, log),
+                },
+                FailedTo::Call(call) => {
+                    let Some(failed) = outbox.take_failed() else { return };
+                    let number = failed.number;
+                    if catch_unwind(AssertUnwindSafe(|| call(failed))).is_err() {
+                        log.warn(|left_out| {
+                            tracing::error!(number, left_out, "the owner of a failed message panicked")
+                        });
+                    }
+                }
+                FailedTo::Log => log_failed(outbox, log),
+            }
+        }
+    }
+}
+
+fn log_failed(outbox: &SharedOutbox, log: &Throttle) {
+    if let Some(FailedMessage { number, message, reason, attempts, age }) = outbox.take_failed() {
+        let bytes = message.len();
+        log.warn(|left_out| tracing::warn!(number, bytes, attempts, ?age, left_out, "message failed: {reason}"));
+    }
+}

@@ -1,0 +1,621 @@
+//! Bind, accept, limit, shut down: every accepted socket gets a task of its own, with a reader and a writer for replies.
+//!
+//! A stranger's bytes can end their own connection and nothing else. When the server is gone its port is free.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, watch};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::handler::{Ended, Peer, Service};
+use crate::log::Throttle;
+use crate::proto::framing::{Framing, Prefix};
+use crate::proto::outbox::FailedReason;
+use crate::reader::Demands;
+use crate::sender::{Overflow, Phase, SharedOutbox};
+use crate::socket::Socket;
+use crate::stats::{Received, ReceivedStats, Stats};
+use crate::transport::{Acceptor, Address, Liveness, PeerAddress, Transport};
+
+/// Waiting times when the machine has no file descriptor left: from the first to the last, doubling.
+const STARVED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+/// At most one log line about that in this time.
+const STARVED_LOG: Duration = Duration::from_secs(5);
+
+/// How long a connection that broke a rule may take to get the replies it is still owed.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// The deadline when a server is dropped without a [`shutdown`](Server::shutdown).
+const DROPPED: Duration = Duration::from_secs(5);
+
+/// What happens to a connection whose handler returns an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnHandlerError {
+    /// The error is counted, and logged at a bounded rate; the connection goes on.
+    #[default]
+    Continue,
+    /// The connection is closed.
+    Close,
+}
+
+/// How to listen. Made by [`Listener::builder`].
+#[derive(Clone, Debug)]
+pub struct ListenerBuilder {
+    prefix: Prefix,
+    max_message_size: usize,
+    max_connections: usize,
+    frame_deadline: Option<Duration>,
+    idle_deadline: Option<Duration>,
+    reply_memory: usize,
+    receive_memory: usize,
+    on_handler_error: OnHandlerError,
+    liveness: Liveness,
+}
+
+impl Default for ListenerBuilder {
+    fn default() -> Self {
+        ListenerBuilder {
+            prefix: Prefix::default(),
+            max_message_size: 0,
+            max_connections: 65_536,
+            frame_deadline: Some(Duration::from_secs(30)),
+            idle_deadline: None,
+            reply_memory: 1024 * 1024,
+            receive_memory: 1024 * 1024 * 1024,
+            on_handler_error: OnHandlerError::default(),
+            liveness: Liveness::default(),
+        }
+    }
+}
+
+impl ListenerBuilder {
+    /// How a length stands before a message. Default [`Prefix::Buffstreams`].
+    pub fn prefix(mut self, prefix: Prefix) -> Self {
+        self.prefix = prefix;
+        self
+    }
+
+    /// The largest message, in bytes; 0 stands for the default of 4096 bytes, or 255 for [`Prefix::U8`].
+    ///
+    /// With [`Prefix::Buffstreams`] the width of the prefix follows from it, so both sides must use the same.
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.max_message_size = bytes;
+        self
+    }
+
+    /// How many connections may be open at a time; further ones are closed at once. Default 65,536.
+    pub fn max_connections(mut self, most: usize) -> Self {
+        self.max_connections = most;
+        self
+    }
+
+    /// How long a frame may take from its first byte to its last; slow bytes do not extend it. Default 30 s; `None` for
+    /// as long as it likes.
+    pub fn frame_deadline(mut self, allowed: impl Into<Option<Duration>>) -> Self {
+        self.frame_deadline = allowed.into();
+        self
+    }
+
+    /// How long a connection may send nothing at all. Default `None`: as long as it likes.
+    pub fn idle_deadline(mut self, allowed: impl Into<Option<Duration>>) -> Self {
+        self.idle_deadline = allowed.into();
+        self
+    }
+
+    /// How long a peer may vanish, or refuse to read replies, before its connection is broken (on Linux, by
+    /// `TCP_USER_TIMEOUT`). Default 2 minutes; `None` for the system's own time.
+    pub fn write_stall(mut self, allowed: impl Into<Option<Duration>>) -> Self {
+        self.liveness.write_stall = allowed.into();
+        self
+    }
+
+    /// Silence after which the kernel asks whether the peer is still there. Default 30 s; `None` for never.
+    pub fn keepalive(mut self, after: impl Into<Option<Duration>>) -> Self {
+        self.liveness.keepalive = after.into();
+        self
+    }
+
+    /// Bytes of replies that may wait on one connection. Reading pauses while more than half is taken. Default 1 MiB.
+    pub fn reply_memory(mut self, bytes: usize) -> Self {
+        self.reply_memory = bytes;
+        self
+    }
+
+    /// Bytes that unfinished messages of all connections may take together. Who would exceed it is closed. Default 1 GiB.
+    pub fn receive_memory(mut self, bytes: usize) -> Self {
+        self.receive_memory = bytes;
+        self
+    }
+
+    /// What happens to a connection whose handler returns an error. Default [`OnHandlerError::Continue`].
+    pub fn on_handler_error(mut self, policy: OnHandlerError) -> Self {
+        self.on_handler_error = policy;
+        self
+    }
+
+    /// Listens on an address; see [`Address`] for how one is written.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidAddress`], [`ErrorKind::InvalidConfiguration`] if the prefix cannot express the maximum, and
+    /// [`ErrorKind::Bind`].
+    pub async fn bind<A>(self, address: A) -> Result<Listener>
+    where
+        A: TryInto<Address>,
+        Error: From<A::Error>,
+    {
+        let framing = self.framing()?;
+        let acceptor = Acceptor::bind(&address.try_into()?).await?;
+        let address = acceptor
+            .local_address()
+            .map_err(|error| Error::new(ErrorKind::Io, format!("the socket has no address: {error}")).because(error))?;
+        Ok(Listener { acceptor, address, framing, settings: self })
+    }
+
+    /// Serves one open stream as if it had been accepted: a pipe, a socket that another process passed on, a tunnel.
+    /// Returns why its input ended, when all work on it is finished and all replies are written.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidConfiguration`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: if the future is dropped, the connection is cut.
+    pub async fn serve_io<S: Service>(
+        self,
+        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        service: S,
+    ) -> Result<Ended> {
+        let house = House::new(self.framing()?, self, service);
+        Ok(house.serve(Transport::Io(Box::new(io)), PeerAddress::Io).await)
+    }
+
+    fn framing(&self) -> Result<Framing> {
+        Ok(Framing::with_max(self.prefix, self.max_message_size)?)
+    }
+}
+
+/// A bound socket. Connections wait in the kernel until it is served.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use buffstreams::{Connection, Listener};
+///
+/// let listener = Listener::bind("127.0.0.1:0").await?;
+/// let server = listener.spawn(|message: &[u8]| {
+///     println!("{} bytes", message.len());
+///     Ok(())
+/// });
+///
+/// let connection = Connection::dial(server.local_address()).await?;
+/// connection.send(b"hello").await?;
+/// connection.close(Duration::from_secs(5)).await?;
+///
+/// let report = server.shutdown(Duration::from_secs(5)).await;
+/// assert_eq!(report.received.messages, 1);
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Listener {
+    acceptor: Acceptor,
+    address: Address,
+    framing: Framing,
+    settings: ListenerBuilder,
+}
+
+impl Listener {
+    /// Listens on an address with the default settings.
+    ///
+    /// # Errors
+    ///
+    /// As [`ListenerBuilder::bind`].
+    pub async fn bind<A>(address: A) -> Result<Listener>
+    where
+        A: TryInto<Address>,
+        Error: From<A::Error>,
+    {
+        Listener::builder().bind(address).await
+    }
+
+    /// Other settings.
+    pub fn builder() -> ListenerBuilder {
+        ListenerBuilder::default()
+    }
+
+    /// Where it listens, with the real port.
+    pub fn local_address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Serves until the returned future is dropped, or [`Stopper::stop`] is called from elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// None at present: errors of single connections, and of accepting them, are logged and counted.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped the server shuts down in the background, with a deadline of 5 s.
+    pub async fn serve<S: Service>(self, service: S) -> Result<ShutdownReport> {
+        Ok(self.spawn(service).stopped().await)
+    }
+
+    /// Serves in the background.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn spawn<S: Service>(self, service: S) -> Server {
+        let Listener { acceptor, address, framing, settings } = self;
+        let liveness = settings.liveness;
+        let most = settings.max_connections;
+        let house = Arc::new(House::new(framing, settings, service));
+        let (phase, watching) = watch::channel(ServerPhase::Serving);
+        let stopper = Stopper { phase: Arc::new(phase) };
+        let (report, reported) = watch::channel(None);
+        let received = Arc::clone(&house.demands.received);
+        tokio::spawn(async move {
+            let deadline = accept_until_stopped(acceptor, liveness, most, &house, watching).await;
+            let _ = report.send(Some(house.shut_down(deadline).await));
+        });
+        Server { address, stopper, reported, received }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ServerPhase {
+    Serving,
+    Stopping(Instant),
+}
+
+/// Returns the deadline of the shutdown. The socket is closed then.
+async fn accept_until_stopped<S: Service>(
+    acceptor: Acceptor,
+    liveness: Liveness,
+    most: usize,
+    house: &Arc<House<S>>,
+    mut phase: watch::Receiver<ServerPhase>,
+) -> Instant {
+    let mut starved = STARVED.0;
+    let starved_log = Throttle::new(1, STARVED_LOG);
+    let refused_log = Throttle::default();
+    let mut stopped = pin!(async move {
+        loop {
+            if let ServerPhase::Stopping(deadline) = *phase.borrow_and_update() {
+                return deadline;
+            }
+            if phase.changed().await.is_err() {
+                return Instant::now() + DROPPED;
+            }
+        }
+    });
+    loop {
+        let accepted = tokio::select! {
+            deadline = &mut stopped => return deadline,
+            accepted = acceptor.accept(liveness) => accepted,
+        };
+        match accepted {
+            Ok((_, peer)) if house.tenants.count() >= most => {
+                house.demands.received.refused.fetch_add(1, Ordering::Relaxed);
+                refused_log
+                    .warn(|left_out| tracing::warn!(%peer, most, left_out, "connection refused: too many are open"));
+            }
+            Ok((io, peer)) => {
+                starved = STARVED.0;
+                let house = Arc::clone(house);
+                tokio::spawn(async move { house.serve(io, peer).await });
+            }
+            Err(error) if is_about_one_connection(&error) => {}
+            Err(error) => {
+                starved_log.warn(|left_out| tracing::warn!(%error, left_out, "cannot accept connections; trying on"));
+                tokio::select! {
+                    deadline = &mut stopped => return deadline,
+                    () = tokio::time::sleep(starved) => starved = (starved * 2).min(STARVED.1),
+                }
+            }
+        }
+    }
+}
+
+/// Whether an error of accept is the fate of the connection that was to be accepted.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// What all connections of a listener share.
+struct House<S> {
+    service: Arc<S>,
+    demands: Arc<Demands>,
+    reply_memory: usize,
+    tenants: Tenants,
+    ended_log: Throttle,
+}
+
+impl<S: Service> House<S> {
+    fn new(framing: Framing, settings: ListenerBuilder, service: S) -> House<S> {
+        House {
+            service: Arc::new(service),
+            demands: Arc::new(Demands {
+                framing,
+                frame_deadline: settings.frame_deadline,
+                idle_deadline: settings.idle_deadline,
+                close_on_handler_error: settings.on_handler_error == OnHandlerError::Close,
+                pause_when_congested: true,
+                memory: settings.receive_memory,
+                taken: AtomicUsize::new(0),
+                received: Arc::new(Received::default()),
+                handler_errors: Throttle::default(),
+            }),
+            reply_memory: settings.reply_memory,
+            tenants: Tenants::default(),
+            ended_log: Throttle::default(),
+        }
+    }
+
+    /// One connection, from its first byte to its last.
+    ///
+    /// What an idle connection costs is mostly the size of this future: what it needs is captured, not moved within it.
+    fn serve(&self, io: Transport, address: PeerAddress) -> impl Future<Output = Ended> + '_ {
+        let outbox = SharedOutbox::new(self.demands.framing, self.reply_memory, Overflow::Wait, None);
+        let tenant = self.tenants.enter(&outbox);
+        self.demands.received.connected.fetch_add(1, Ordering::Relaxed);
+        self.demands.received.open.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(peer = %address, id = tenant.id, "connected");
+        let peer = Peer::new(tenant.id, address.clone(), outbox.sender());
+        let mut socket = Socket::open(io, &self.service, &peer, &self.demands);
+        async move {
+            let ended = std::future::poll_fn(|cx| {
+                let Some(socket) = &mut socket else { return Poll::Ready(Ended::HandlerPanicked) };
+                match outbox.poll_phase(cx) {
+                    Phase::Open => {}
+                    Phase::Draining | Phase::Closing(_) => socket.stop_reading(),
+                    Phase::Cut | Phase::Ended(_) => return Poll::Ready(Ended::Cut),
+                }
+                socket.poll(cx, &outbox)
+            })
+            .await;
+            // On the heap, so that an idle connection does not carry the room for its own end.
+            Box::pin(self.part(socket.take(), &ended, &outbox)).await;
+            outbox.advance_phase(Phase::Ended("its peer is gone"));
+            outbox.fail_all(FailedReason::Disconnected);
+            self.account_for(&address, &ended, outbox.stats());
+            drop(tenant);
+            ended
+        }
+    }
+
+    /// The input of a connection has ended: finishes what is in hand, and writes the replies that are still owed.
+    async fn part(&self, socket: Option<Socket<S::Handler>>, ended: &Ended, outbox: &Arc<SharedOutbox>) {
+        let Some(mut socket) = socket else { return };
+        socket.finish_handler(ended, outbox).await;
+        let mut output = socket.into_output();
+        let written = match ended {
+            Ended::Io(_) | Ended::Cut => return,
+            // The peer may still read: replies go on as long as somebody can send them.
+            Ended::EndOfStream => {
+                output.write_until(outbox, |phase| phase != Phase::Open || !outbox.has_senders()).await
+            }
+            Ended::ShutDown => output.write_until(outbox, |_| true).await,
+            _ => {
+                let write = output.write_until(outbox, |_| true);
+                tokio::time::timeout(PARTING, write).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+            }
+        };
+        match written {
+            Ok(()) => output.end().await,
+            Err(error) => tracing::debug!(%error, "replies were cut off"),
+        }
+    }
+
+    /// Counts and logs the end of a connection.
+    fn account_for(&self, peer: &PeerAddress, ended: &Ended, replies: Stats) {
+        let received = &self.demands.received;
+        received.add_replies(replies);
+        received.open.fetch_sub(1, Ordering::Relaxed);
+        let unsent = replies.failed;
+        match ended {
+            Ended::EndOfStream | Ended::ShutDown if unsent == 0 => tracing::debug!(%peer, "closed: {ended}"),
+            _ => {
+                received.broken.fetch_add(1, Ordering::Relaxed);
+                let log = |left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}");
+                self.ended_log.warn(log);
+            }
+        }
+    }
+
+    /// Lets every connection finish what it has in hand until then, and cuts the rest.
+    async fn shut_down(&self, deadline: Instant) -> ShutdownReport {
+        self.tenants.advance(Phase::Draining);
+        let gone = self.tenants.gone();
+        let cut = match tokio::time::timeout_at(deadline.into(), gone).await {
+            Ok(()) => 0,
+            Err(_) => {
+                let cut = self.tenants.count();
+                self.tenants.advance(Phase::Cut);
+                // A connection that does not even hear of it is in a handler that blocks.
+                let _ = tokio::time::timeout(Duration::from_millis(100), self.tenants.gone()).await;
+                cut
+            }
+        };
+        ShutdownReport { cut, blocked: self.tenants.count(), received: self.demands.received.read() }
+    }
+}
+
+/// The connections that are open, so that they can be told to close.
+#[derive(Default)]
+struct Tenants {
+    open: Mutex<OpenTenants>,
+    left: Notify,
+}
+
+#[derive(Default)]
+struct OpenTenants {
+    next: u64,
+    phase: Option<Phase>,
+    outboxes: HashMap<u64, Arc<SharedOutbox>>,
+}
+
+impl Tenants {
+    fn lock(&self) -> std::sync::MutexGuard<'_, OpenTenants> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, outbox: &Arc<SharedOutbox>) -> Tenant<'_> {
+        let mut open = self.lock();
+        let id = open.next;
+        open.next += 1;
+        open.outboxes.insert(id, Arc::clone(outbox));
+        let phase = open.phase;
+        drop(open);
+        if let Some(phase) = phase {
+            outbox.advance_phase(phase);
+        }
+        Tenant { tenants: self, id }
+    }
+
+    fn count(&self) -> usize {
+        self.lock().outboxes.len()
+    }
+
+    fn advance(&self, phase: Phase) {
+        let mut open = self.lock();
+        open.phase = Some(phase);
+        let outboxes: Vec<_> = open.outboxes.values().cloned().collect();
+        drop(open);
+        for outbox in outboxes {
+            outbox.advance_phase(phase);
+        }
+    }
+
+    async fn gone(&self) {
+        loop {
+            let mut left = pin!(self.left.notified());
+            left.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+/// One open connection's entry, for as long as it lives.
+struct Tenant<'a> {
+    tenants: &'a Tenants,
+    id: u64,
+}
+
+impl Drop for Tenant<'_> {
+    fn drop(&mut self) {
+        self.tenants.lock().outboxes.remove(&self.id);
+        self.tenants.left.notify_waiters();
+    }
+}
+
+/// A listener that is being served in the background.
+///
+/// Dropping it shuts it down in the background, with a deadline of 5 s.
+pub struct Server {
+    address: Address,
+    stopper: Stopper,
+    reported: watch::Receiver<Option<ShutdownReport>>,
+    received: Arc<Received>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Where it listens, with the real port.
+    pub fn local_address(&self) -> &Address {
+        &self.address
+    }
+
+    /// What it has received so far.
+    pub fn stats(&self) -> ReceivedStats {
+        self.received.read()
+    }
+
+    /// Something that stops it from elsewhere.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Accepts no more connections, closes idle ones at once, lets others finish what they have in hand, and cuts what
+    /// is left when the deadline has passed. When it returns the port is free.
+    ///
+    /// In hand is what was received whole. What a peer has sent that was not received yet is lost, as in any stop of a
+    /// plain receiver.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped the shutdown goes on in the background.
+    pub async fn shutdown(self, deadline: Duration) -> ShutdownReport {
+        self.stopper.stop(deadline);
+        self.stopped().await
+    }
+
+    /// Waits until somebody has [stopped](Stopper::stop) it, and it has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the server is, too.
+    pub async fn stopped(mut self) -> ShutdownReport {
+        let report = self.reported.wait_for(Option::is_some).await.ok().and_then(|report| *report);
+        // Without a report the runtime is going down, and nothing more can be said than what was counted.
+        report.unwrap_or_else(|| ShutdownReport { cut: 0, blocked: 0, received: self.received.read() })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stopper.stop(DROPPED);
+    }
+}
+
+/// Stops a [`Server`] from elsewhere. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Stopper {
+    phase: Arc<watch::Sender<ServerPhase>>,
+}
+
+impl Stopper {
+    /// Begins the shutdown; see [`Server::shutdown`]. The first call decides the deadline.
+    pub fn stop(&self, deadline: Duration) {
+        self.phase.send_if_modified(|phase| {
+            let serving = *phase == ServerPhase::Serving;
+            if serving {
+                *phase = ServerPhase::Stopping(Instant::now() + deadline);
+            }
+            serving
+        });
+    }
+}
+
+/// How a shutdown went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Connections that had not finished by the deadline, and were cut.
+    pub cut: usize,
+    /// Those of them whose handlers block their thread and are still there.
+    pub blocked: usize,
+    /// What was received, from start to end.
+    pub received: ReceivedStats,
+}

@@ -1,0 +1,137 @@
+//! An open socket and the one task that owns it: a reader and a writer, polled side by side.
+//!
+//! The same whichever side opened it. What a handler sends back during a read is written in the same turn.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::handler::{Ended, Handler, Peer, Service};
+use crate::reader::{Demands, Reader};
+use crate::sender::{Phase, SharedOutbox};
+use crate::transport::Transport;
+use crate::writer::Writer;
+
+/// How long a peer may take to end its stream after this side has ended its own.
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
+
+/// An open socket.
+pub(crate) struct Socket<H> {
+    io: Transport,
+    reader: Reader<H>,
+    writer: Writer,
+}
+
+impl<H: Handler> Socket<H> {
+    /// Makes the connection's handler; `None` if the service panicked.
+    pub(crate) fn open<S>(io: Transport, service: &Arc<S>, peer: &Peer, demands: &Arc<Demands>) -> Option<Socket<H>>
+    where
+        S: Service<Handler = H>,
+    {
+        let make = || Arc::clone(service).connected(peer);
+        let handler = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make)).ok()?;
+        Some(Socket { io, reader: Reader::new(handler, Arc::clone(demands)), writer: Writer::default() })
+    }
+
+    /// Reads, handles and writes, until input ends or either half breaks.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, outbox: &SharedOutbox) -> Poll<Ended> {
+        loop {
+            if let Poll::Ready(ended) = self.reader.poll(cx, &mut self.io, outbox) {
+                return Poll::Ready(ended);
+            }
+            let congested = outbox.is_congested();
+            if let Poll::Ready(error) = self.writer.poll(cx, &mut self.io, outbox) {
+                return Poll::Ready(Ended::Io(error));
+            }
+            if !congested || outbox.is_congested() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Whether everything accepted so far has gone.
+    pub(crate) fn is_drained(&self, outbox: &SharedOutbox) -> bool {
+        self.writer.is_done() && outbox.is_resolved()
+    }
+
+    /// No new bytes are to be read; messages in hand are still handled.
+    pub(crate) fn stop_reading(&mut self) {
+        self.reader.stop();
+    }
+
+    /// Waits for work that the handler has begun, while messages go on being written; then tells it that it is over.
+    pub(crate) async fn finish_handler(&mut self, why: &Ended, outbox: &SharedOutbox) {
+        if !matches!(why, Ended::HandlerPanicked | Ended::Cut) {
+            poll_fn(|cx| {
+                if outbox.poll_phase(cx) == Phase::Cut {
+                    return Poll::Ready(());
+                }
+                let finished = self.reader.poll_finished(cx);
+                if !matches!(why, Ended::Io(_)) {
+                    let _ = self.writer.poll(cx, &mut self.io, outbox);
+                }
+                finished
+            })
+            .await;
+        }
+        self.reader.ended(why);
+    }
+
+    /// Lets go of the handler; what is left can still write.
+    pub(crate) fn into_output(self) -> Output {
+        Output { io: self.io, writer: self.writer }
+    }
+
+    /// Ends this side's stream, and goes on handling what comes until the peer has ended its own, or a second passes.
+    pub(crate) async fn end_output(&mut self, outbox: &SharedOutbox) -> Ended {
+        if let Err(error) = self.io.shutdown().await {
+            return Ended::Io(error);
+        }
+        let wait = poll_fn(|cx| self.reader.poll(cx, &mut self.io, outbox));
+        tokio::time::timeout(LINGER, wait).await.unwrap_or(Ended::ShutDown)
+    }
+}
+
+/// What is left of a socket when no more input is wanted.
+pub(crate) struct Output {
+    io: Transport,
+    writer: Writer,
+}
+
+impl Output {
+    /// Writes; ready with an error, or when everything accepted has gone and `done` says that no more will come.
+    pub(crate) async fn write_until(&mut self, outbox: &SharedOutbox, done: impl Fn(Phase) -> bool) -> io::Result<()> {
+        poll_fn(|cx| {
+            let phase = outbox.poll_phase(cx);
+            if phase == Phase::Cut {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+            if let Poll::Ready(error) = self.writer.poll(cx, &mut self.io, outbox) {
+                return Poll::Ready(Err(error));
+            }
+            if done(phase) && self.writer.is_done() && outbox.is_resolved() {
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Ends this side's stream. If anything was written, what the peer still sends is read and thrown away until it
+    /// ends too, or a second passes: closing with unread bytes would make the kernel reset the connection, and destroy
+    /// what was just written.
+    pub(crate) async fn end(mut self) {
+        if self.io.shutdown().await.is_err() || !self.writer.has_written {
+            return;
+        }
+        let drain = async {
+            let mut waste = vec![0; 4096];
+            while self.io.read(&mut waste).await.is_ok_and(|read| read > 0) {}
+        };
+        let _ = tokio::time::timeout(LINGER, drain).await;
+    }
+}

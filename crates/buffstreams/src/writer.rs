@@ -1,0 +1,121 @@
+//! An open socket, outward: Outbox, write loop.
+//!
+//! The only code that writes to a socket. What the Outbox hands out is written whole and in order; only when the
+//! stream has flushed it, does the Outbox hear of it.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::io::AsyncWrite;
+use tokio::time::Sleep;
+
+use crate::sender::SharedOutbox;
+
+/// About how many bytes one write offers to the kernel.
+const MOST: usize = 1024 * 1024;
+
+/// How many buffers one write offers.
+const SLICES: usize = 64;
+
+/// How many writes a poll may do before others get their turn.
+const WRITES_PER_TURN: usize = 16;
+
+/// Unused buffers of more than this many bytes are given back after a second without anything to write.
+const KEEP_BUFFERS: usize = 4 * 1024;
+
+/// How long they are kept.
+const KEEP_FOR: Duration = Duration::from_secs(1);
+
+/// The sending half of an open socket.
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    /// Handed out, not yet taken by the kernel; the first may be half gone.
+    buffers: VecDeque<Bytes>,
+    /// Bytes that the stream took and may not have passed on yet.
+    unflushed: usize,
+    idle: Option<Pin<Box<Sleep>>>,
+    /// Whether anything was ever written.
+    pub(crate) has_written: bool,
+}
+
+impl Writer {
+    /// Writes until there is nothing to write, or no room for it. Ready only with an error.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut (impl AsyncWrite + Unpin),
+        outbox: &SharedOutbox,
+    ) -> Poll<io::Error> {
+        for _ in 0..WRITES_PER_TURN {
+            if self.unflushed > 0 {
+                if let Err(error) = ready!(Pin::new(&mut *io).poll_flush(cx)) {
+                    return Poll::Ready(error);
+                }
+                outbox.wrote(std::mem::take(&mut self.unflushed), MOST, &mut self.buffers);
+            }
+            if self.buffers.is_empty() && !outbox.hand(MOST, &mut self.buffers) {
+                return self.rest(cx, outbox);
+            }
+            match ready!(self.poll_write(cx, io)) {
+                Ok(0) => return Poll::Ready(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.took(written),
+                Err(error) => return Poll::Ready(error),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<usize>> {
+        let io = Pin::new(io);
+        if self.buffers.len() == 1 {
+            return io.poll_write(cx, &self.buffers[0]);
+        }
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let count = self.buffers.len().min(SLICES);
+        for (slice, buffer) in slices.iter_mut().zip(&self.buffers) {
+            *slice = IoSlice::new(buffer);
+        }
+        io.poll_write_vectored(cx, &slices[..count])
+    }
+
+    fn took(&mut self, written: usize) {
+        self.has_written = true;
+        self.idle = None;
+        self.unflushed += written;
+        let mut left = written;
+        while left > 0 {
+            let front = self.buffers.front_mut().expect("only what was offered can have been taken");
+            if left < front.len() {
+                front.advance(left);
+                break;
+            }
+            left -= front.len();
+            self.buffers.pop_front();
+        }
+    }
+
+    /// Nothing to write: gives unused memory back, but not at once.
+    fn rest(&mut self, cx: &mut Context<'_>, outbox: &SharedOutbox) -> Poll<io::Error> {
+        if self.buffers.capacity() > 0 || outbox.spare_bytes() > 0 {
+            if outbox.spare_bytes() > KEEP_BUFFERS {
+                let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(KEEP_FOR)));
+                ready!(idle.as_mut().poll(cx));
+            }
+            self.idle = None;
+            self.buffers = VecDeque::new();
+            outbox.release();
+        }
+        Poll::Pending
+    }
+
+    /// Whether everything that was handed out has gone.
+    pub(crate) fn is_done(&self) -> bool {
+        self.buffers.is_empty() && self.unflushed == 0
+    }
+}
