@@ -104,6 +104,7 @@ impl<S: Service> Dialer<S> {
                     }
                 }
             };
+            self.outbox.take_reopen();
             self.state.send_replace(State::Connected);
             tracing::info!(peer = %address, "connected");
             let settled_before = self.outbox.settled();
@@ -164,7 +165,7 @@ impl<S: Service> Dialer<S> {
         if finished {
             ended = socket.end_output(outbox).await;
         }
-        socket.finish_handler(&ended, outbox).await;
+        socket.finish_handler(&ended, true, outbox).await;
         if finished { Parted::Finished } else { Parted::Lost(ended) }
     }
 

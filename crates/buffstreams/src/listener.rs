@@ -159,7 +159,8 @@ impl ListenerBuilder {
         let address = acceptor
             .local_address()
             .map_err(|error| Error::new(ErrorKind::Io, format!("the socket has no address: {error}")).because(error))?;
-        Ok(Listener { acceptor, address, framing, settings: self })
+        let (phase, _) = watch::channel(ServerPhase::Serving);
+        Ok(Listener { acceptor, address, framing, settings: self, stopper: Stopper { phase: Arc::new(phase) } })
     }
 
     /// Serves one open stream as if it had been accepted: a pipe, a socket that another process passed on, a tunnel.
@@ -177,7 +178,7 @@ impl ListenerBuilder {
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         service: S,
     ) -> Result<Ended> {
-        let house = House::new(self.framing()?, self, service);
+        let house = Arc::new(House::new(self.framing()?, self, service));
         Ok(house.serve(Transport::Io(Box::new(io)), PeerAddress::Io).await)
     }
 
@@ -213,6 +214,7 @@ pub struct Listener {
     address: Address,
     framing: Framing,
     settings: ListenerBuilder,
+    stopper: Stopper,
 }
 
 impl Listener {
@@ -239,7 +241,12 @@ impl Listener {
         &self.address
     }
 
-    /// Serves until the returned future is dropped, or [`Stopper::stop`] is called from elsewhere.
+    /// Something that stops it from elsewhere, once it is served.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Serves until its [`stopper`](Listener::stopper) is used, or the returned future is dropped.
     ///
     /// # Errors
     ///
@@ -258,12 +265,11 @@ impl Listener {
     ///
     /// Outside a tokio runtime.
     pub fn spawn<S: Service>(self, service: S) -> Server {
-        let Listener { acceptor, address, framing, settings } = self;
+        let Listener { acceptor, address, framing, settings, stopper } = self;
         let liveness = settings.liveness;
         let most = settings.max_connections;
         let house = Arc::new(House::new(framing, settings, service));
-        let (phase, watching) = watch::channel(ServerPhase::Serving);
-        let stopper = Stopper { phase: Arc::new(phase) };
+        let watching = stopper.phase.subscribe();
         let (report, reported) = watch::channel(None);
         let received = Arc::clone(&house.demands.received);
         tokio::spawn(async move {
@@ -314,8 +320,7 @@ async fn accept_until_stopped<S: Service>(
             }
             Ok((io, peer)) => {
                 starved = STARVED.0;
-                let house = Arc::clone(house);
-                tokio::spawn(async move { house.serve(io, peer).await });
+                tokio::spawn(Arc::clone(house).serve(io, peer));
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
@@ -365,18 +370,15 @@ impl<S: Service> House<S> {
         }
     }
 
-    /// One connection, from its first byte to its last.
+    /// One connection, from its first byte to its last. It counts as open from the call on.
     ///
     /// What an idle connection costs is mostly the size of this future: what it needs is captured, not moved within it.
-    fn serve(&self, io: Transport, address: PeerAddress) -> impl Future<Output = Ended> + '_ {
+    fn serve(self: Arc<Self>, io: Transport, address: PeerAddress) -> impl Future<Output = Ended> {
         let outbox = SharedOutbox::new(self.demands.framing, self.reply_memory, Overflow::Wait, None);
-        let tenant = self.tenants.enter(&outbox);
-        self.demands.received.connected.fetch_add(1, Ordering::Relaxed);
-        self.demands.received.open.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(peer = %address, id = tenant.id, "connected");
-        let peer = Peer::new(tenant.id, address.clone(), outbox.sender());
-        let mut socket = Socket::open(io, &self.service, &peer, &self.demands);
+        let tenant = Tenants::enter(self, &outbox);
         async move {
+            let house = &*tenant.house;
+            let mut socket = house.open(io, &address, tenant.id, &outbox);
             let ended = std::future::poll_fn(|cx| {
                 let Some(socket) = &mut socket else { return Poll::Ready(Ended::HandlerPanicked) };
                 match outbox.poll_phase(cx) {
@@ -388,19 +390,30 @@ impl<S: Service> House<S> {
             })
             .await;
             // On the heap, so that an idle connection does not carry the room for its own end.
-            Box::pin(self.part(socket.take(), &ended, &outbox)).await;
+            Box::pin(house.part(socket.take(), &ended, &outbox)).await;
             outbox.advance_phase(Phase::Ended("its peer is gone"));
             outbox.fail_all(FailedReason::Disconnected);
-            self.account_for(&address, &ended, outbox.stats());
-            drop(tenant);
+            house.account_for(&address, &ended, outbox.stats());
             ended
         }
+    }
+
+    fn open(
+        &self,
+        io: Transport,
+        address: &PeerAddress,
+        id: u64,
+        outbox: &Arc<SharedOutbox>,
+    ) -> Option<Socket<S::Handler>> {
+        tracing::debug!(peer = %address, id, "connected");
+        let peer = Peer::new(id, address.clone(), outbox.sender());
+        Socket::open(io, &self.service, &peer, &self.demands)
     }
 
     /// The input of a connection has ended: finishes what is in hand, and writes the replies that are still owed.
     async fn part(&self, socket: Option<Socket<S::Handler>>, ended: &Ended, outbox: &Arc<SharedOutbox>) {
         let Some(mut socket) = socket else { return };
-        socket.finish_handler(ended, outbox).await;
+        socket.finish_handler(ended, matches!(ended, Ended::Io(_)), outbox).await;
         let mut output = socket.into_output();
         let written = match ended {
             Ended::Io(_) | Ended::Cut => return,
@@ -424,7 +437,6 @@ impl<S: Service> House<S> {
     fn account_for(&self, peer: &PeerAddress, ended: &Ended, replies: Stats) {
         let received = &self.demands.received;
         received.add_replies(replies);
-        received.open.fetch_sub(1, Ordering::Relaxed);
         let unsent = replies.failed;
         match ended {
             Ended::EndOfStream | Ended::ShutDown if unsent == 0 => tracing::debug!(%peer, "closed: {ended}"),
@@ -473,8 +485,10 @@ impl Tenants {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, outbox: &Arc<SharedOutbox>) -> Tenant<'_> {
-        let mut open = self.lock();
+    fn enter<S>(house: Arc<House<S>>, outbox: &Arc<SharedOutbox>) -> Tenant<S> {
+        house.demands.received.connected.fetch_add(1, Ordering::Relaxed);
+        house.demands.received.open.fetch_add(1, Ordering::Relaxed);
+        let mut open = house.tenants.lock();
         let id = open.next;
         open.next += 1;
         open.outboxes.insert(id, Arc::clone(outbox));
@@ -483,7 +497,7 @@ impl Tenants {
         if let Some(phase) = phase {
             outbox.advance_phase(phase);
         }
-        Tenant { tenants: self, id }
+        Tenant { house, id }
     }
 
     fn count(&self) -> usize {
@@ -513,15 +527,16 @@ impl Tenants {
 }
 
 /// One open connection's entry, for as long as it lives.
-struct Tenant<'a> {
-    tenants: &'a Tenants,
+struct Tenant<S> {
+    house: Arc<House<S>>,
     id: u64,
 }
 
-impl Drop for Tenant<'_> {
+impl<S> Drop for Tenant<S> {
     fn drop(&mut self) {
-        self.tenants.lock().outboxes.remove(&self.id);
-        self.tenants.left.notify_waiters();
+        self.house.tenants.lock().outboxes.remove(&self.id);
+        self.house.demands.received.open.fetch_sub(1, Ordering::Relaxed);
+        self.house.tenants.left.notify_waiters();
     }
 }
 

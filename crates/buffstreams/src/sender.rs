@@ -175,14 +175,13 @@ impl SharedOutbox {
 
     // What users do.
 
-    /// Takes charge of a message of `length` bytes, if there is room. `jump` is for the head of the queue, which does
-    /// not wait behind itself.
+    /// Takes charge of a message of `length` bytes, if there is room.
     #[inline]
     fn accept(
         &self,
         length: usize,
         lives: Option<Duration>,
-        jump: bool,
+        claim: Claim,
         push: impl FnOnce(&mut Outbox, Option<Instant>) -> u64,
     ) -> Result<Receipt, Refusing> {
         let expires = lives.or(self.expiry).map(coarse_expiry);
@@ -192,7 +191,12 @@ impl SharedOutbox {
             return Err(Refusing::Closed(*phase));
         }
         let mut dropped = false;
-        match outbox.admits(length, if jump { 0 } else { *head }) {
+        let admitted = match claim {
+            Claim::None => outbox.admits(length, *head),
+            Claim::Head => outbox.admits(length, 0),
+            Claim::Promised => self.framing.check(length).map_err(|_| Refusal::TooLarge),
+        };
+        match admitted {
             Ok(()) => {}
             Err(Refusal::TooLarge) => return Err(Refusing::TooLarge(length)),
             Err(Refusal::Full) if self.overflow == Overflow::FailOldest => {
@@ -204,6 +208,9 @@ impl SharedOutbox {
                 }
             }
             Err(Refusal::Full) => return Err(Refusing::Full(length)),
+        }
+        if claim == Claim::Promised {
+            outbox.unreserve(self.framing.max_message_size());
         }
         let number = push(outbox, expires);
         if outbox.bytes() > outbox.limit() / 2 {
@@ -246,7 +253,7 @@ impl SharedOutbox {
         loop {
             let mut room = pin!(self.room.notified());
             room.as_mut().enable();
-            match self.accept(length, lives, true, &mut push) {
+            match self.accept(length, lives, Claim::Head, &mut push) {
                 Err(Refusing::Full(_)) => room.await,
                 result => return result,
             }
@@ -298,6 +305,12 @@ impl SharedOutbox {
             }
             room.await;
         }
+    }
+
+    /// Sends a message into room that was promised. If it is refused, the promise stands.
+    pub(crate) fn send_promised(&self, message: Bytes) -> Result<Receipt> {
+        let push = |outbox: &mut Outbox, expires| outbox.push_bytes(message.clone(), expires, Instant::now);
+        self.accept(message.len(), None, Claim::Promised, push).map_err(|refusing| self.error(refusing))
     }
 
     /// Takes such a promise back.
@@ -490,6 +503,16 @@ impl SharedOutbox {
     }
 }
 
+/// What right to room a message comes with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    None,
+    /// It is at the head of the queue, and does not wait behind itself.
+    Head,
+    /// Room for the largest message was promised. Once accepted, the promise is kept.
+    Promised,
+}
+
 /// Why a message was not accepted, before it is put into words.
 enum Refusing {
     TooLarge(usize),
@@ -612,7 +635,7 @@ impl Sender {
         cooperate().await;
         let shared = &*self.shared;
         let push = |outbox: &mut Outbox, expires| outbox.push(message, expires, Instant::now);
-        match shared.accept(message.len(), lives, false, push) {
+        match shared.accept(message.len(), lives, Claim::None, push) {
             Ok(receipt) => Ok(receipt),
             Err(Refusing::Full(_)) if shared.overflow != Overflow::Fail => {
                 shared.accept_in_turn(message.len(), lives, push).await.map_err(|refusing| shared.error(refusing))
@@ -635,7 +658,7 @@ impl Sender {
         let shared = &*self.shared;
         let length = message.len();
         let push = |outbox: &mut Outbox, expires| outbox.push_bytes(message.clone(), expires, Instant::now);
-        let result = match shared.accept(length, None, false, push) {
+        let result = match shared.accept(length, None, Claim::None, push) {
             Err(Refusing::Full(_)) if shared.overflow != Overflow::Fail => {
                 shared.accept_in_turn(length, None, push).await
             }
@@ -651,7 +674,7 @@ impl Sender {
     /// As [`send`](Sender::send), and [`ErrorKind::Full`] whatever the overflow policy.
     pub fn try_send(&self, message: &[u8]) -> Result<Receipt> {
         let push = |outbox: &mut Outbox, expires| outbox.push(message, expires, Instant::now);
-        let result = self.shared.accept(message.len(), None, false, push);
+        let result = self.shared.accept(message.len(), None, Claim::None, push);
         result.map_err(|refusing| self.shared.error(refusing))
     }
 
@@ -662,7 +685,7 @@ impl Sender {
     /// As [`try_send`](Sender::try_send); the message comes back with the error.
     pub fn try_send_bytes(&self, message: Bytes) -> Result<Receipt, Refused> {
         let push = |outbox: &mut Outbox, expires| outbox.push_bytes(message.clone(), expires, Instant::now);
-        let result = self.shared.accept(message.len(), None, false, push);
+        let result = self.shared.accept(message.len(), None, Claim::None, push);
         result.map_err(|refusing| Refused::new(self.shared.error(refusing), message))
     }
 
@@ -687,7 +710,7 @@ impl Sender {
         cooperate().await;
         let shared = &*self.shared;
         let mut push = |outbox: &mut Outbox, expires| outbox.push_with(length, expires, Instant::now, &mut encode);
-        let result = match shared.accept(length, None, false, &mut push) {
+        let result = match shared.accept(length, None, Claim::None, &mut push) {
             Err(Refusing::Full(_)) if shared.overflow != Overflow::Fail => {
                 shared.accept_in_turn(length, None, push).await
             }

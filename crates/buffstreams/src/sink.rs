@@ -72,8 +72,9 @@ impl Sink<Bytes> for MessageSink {
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Bytes) -> Result<()> {
-        self.give_back();
-        self.sender.try_send_bytes(message)?;
+        assert!(self.room == Room::Reserved, "a message may be started only when the sink was ready");
+        self.sender.shared().send_promised(message)?;
+        self.room = Room::None;
         Ok(())
     }
 

@@ -63,15 +63,16 @@ impl<H: Handler> Socket<H> {
         self.reader.stop();
     }
 
-    /// Waits for work that the handler has begun, while messages go on being written; then tells it that it is over.
-    pub(crate) async fn finish_handler(&mut self, why: &Ended, outbox: &SharedOutbox) {
+    /// Waits for work that the handler has begun, and tells it that it is over. Meanwhile messages go on being written,
+    /// unless the socket is lost: what is written then would count as settled and never arrive.
+    pub(crate) async fn finish_handler(&mut self, why: &Ended, lost: bool, outbox: &SharedOutbox) {
         if !matches!(why, Ended::HandlerPanicked | Ended::Cut) {
             poll_fn(|cx| {
                 if outbox.poll_phase(cx) == Phase::Cut {
                     return Poll::Ready(());
                 }
                 let finished = self.reader.poll_finished(cx);
-                if !matches!(why, Ended::Io(_)) {
+                if !lost {
                     let _ = self.writer.poll(cx, &mut self.io, outbox);
                 }
                 finished
