@@ -12,7 +12,10 @@ use crate::proto::framing::{FrameError, FramingError};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, and what is allowed or can be changed.
-pub struct Error {
+pub struct Error(Box<Inside>);
+
+/// On the heap, so that a `Result` with an `Error` stays small where there is none.
+struct Inside {
     kind: ErrorKind,
     message: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
@@ -50,36 +53,36 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into(), source: None }
+        Error(Box::new(Inside { kind, message: message.into(), source: None }))
     }
 
     pub(crate) fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
-        self.source = Some(source.into());
+        self.0.source = Some(source.into());
         self
     }
 
     /// What went wrong, to match on.
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
     }
 
     /// Whether the connection or server no longer takes anything.
     pub fn is_closed(&self) -> bool {
-        self.kind == ErrorKind::Closed
+        self.0.kind == ErrorKind::Closed
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.0.message)
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Error");
-        debug.field("kind", &self.kind).field("message", &self.message);
-        if let Some(source) = &self.source {
+        debug.field("kind", &self.0.kind).field("message", &self.0.message);
+        if let Some(source) = &self.0.source {
             debug.field("source", source);
         }
         debug.finish()
@@ -88,7 +91,7 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as _)
+        self.0.source.as_deref().map(|source| source as _)
     }
 }
 
@@ -116,7 +119,7 @@ impl From<Infallible> for Error {
 
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> std::io::Error {
-        let kind = match error.kind {
+        let kind = match error.0.kind {
             ErrorKind::TooLarge | ErrorKind::InvalidAddress | ErrorKind::InvalidConfiguration => {
                 std::io::ErrorKind::InvalidInput
             }

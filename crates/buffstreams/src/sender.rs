@@ -175,7 +175,7 @@ impl SharedOutbox {
 
     // What users do.
 
-    /// Takes charge of a message of `length` bytes, if there is room.
+    /// Takes charge of a message of `length` bytes, if there is room. Returns its number.
     #[inline]
     fn accept(
         &self,
@@ -184,13 +184,11 @@ impl SharedOutbox {
         claim: Claim,
         push: impl FnOnce(&mut Outbox, Option<Instant>) -> u64,
     ) -> Result<Receipt, Refusing> {
-        let expires = lives.or(self.expiry).map(coarse_expiry);
         let mut state = self.lock();
         let State { outbox, phase, head, .. } = &mut *state;
         if !matches!(phase, Phase::Open | Phase::Draining) {
-            return Err(Refusing::Closed(*phase));
+            return Err(Refusing::Closed);
         }
-        let mut dropped = false;
         let admitted = match claim {
             Claim::None => outbox.admits(length, *head),
             Claim::Head => outbox.admits(length, 0),
@@ -198,45 +196,52 @@ impl SharedOutbox {
         };
         match admitted {
             Ok(()) => {}
-            Err(Refusal::TooLarge) => return Err(Refusing::TooLarge(length)),
             Err(Refusal::Full) if self.overflow == Overflow::FailOldest => {
-                dropped = true;
+                // The dialer hands over what is given up here.
+                self.chores.notify_one();
                 if !outbox.fail_oldest_for(length, Instant::now()) {
-                    drop(state);
-                    self.chores.notify_one();
-                    return Err(Refusing::Full(length));
+                    return Err(Refusing::Full);
                 }
+                self.progress.notify_waiters();
             }
-            Err(Refusal::Full) => return Err(Refusing::Full(length)),
+            Err(Refusal::Full) => return Err(Refusing::Full),
+            Err(Refusal::TooLarge) => return Err(Refusing::TooLarge),
         }
         if claim == Claim::Promised {
             outbox.unreserve(self.framing.max_message_size());
         }
-        let number = push(outbox, expires);
-        if outbox.bytes() > outbox.limit() / 2 {
+        let number = if lives.is_none() && self.expiry.is_none() {
+            push(outbox, None)
+        } else {
+            self.push_expiring(&mut state, lives, push)
+        };
+        if state.outbox.bytes() > state.outbox.limit() / 2 {
             self.congested.store(true, Ordering::Relaxed);
         }
-        let earlier = expires.filter(|expires| state.next_expiry.is_none_or(|next| *expires < next));
-        if earlier.is_some() {
-            state.next_expiry = earlier;
-        }
-        let waker = if state.asleep {
+        if state.asleep {
             state.asleep = false;
-            state.task.clone()
-        } else {
-            None
-        };
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        if dropped {
-            self.progress.notify_waiters();
-        }
-        if dropped || earlier.is_some() {
-            self.chores.notify_one();
+            let waker = state.task.clone();
+            drop(state);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
         }
         Ok(Receipt { number })
+    }
+
+    #[cold]
+    fn push_expiring(
+        &self,
+        state: &mut State,
+        lives: Option<Duration>,
+        push: impl FnOnce(&mut Outbox, Option<Instant>) -> u64,
+    ) -> u64 {
+        let expires = lives.or(self.expiry).map(coarse_expiry);
+        if state.next_expiry.is_none() || expires < state.next_expiry {
+            state.next_expiry = expires;
+            self.chores.notify_one();
+        }
+        push(&mut state.outbox, expires)
     }
 
     /// Waits until a message of this length has room, and accepts it then.
@@ -254,27 +259,28 @@ impl SharedOutbox {
             let mut room = pin!(self.room.notified());
             room.as_mut().enable();
             match self.accept(length, lives, Claim::Head, &mut push) {
-                Err(Refusing::Full(_)) => room.await,
+                Err(Refusing::Full) => room.await,
                 result => return result,
             }
         }
     }
 
-    fn error(&self, refusing: Refusing) -> Error {
+    #[cold]
+    fn error(&self, refusing: Refusing, length: usize) -> Error {
+        let state = self.lock();
         match refusing {
-            Refusing::TooLarge(length) => {
+            Refusing::TooLarge => {
                 let max = self.framing.max_message_size();
                 let text = format!("a message of {length} bytes is over the maximum of {max}; raise it on both sides");
                 Error::new(ErrorKind::TooLarge, text)
             }
-            Refusing::Full(length) => {
-                let state = self.lock();
+            Refusing::Full => {
                 let (bytes, limit) = (state.outbox.bytes(), state.outbox.limit());
                 let text = format!("no room for a message of {length} bytes: {bytes} of {limit} bytes are taken");
                 Error::new(ErrorKind::Full, text)
             }
-            Refusing::Closed(phase) => {
-                let why = match phase {
+            Refusing::Closed => {
+                let why = match state.phase {
                     Phase::Ended(why) => why,
                     _ => "it is being closed",
                 };
@@ -294,9 +300,8 @@ impl SharedOutbox {
             {
                 let mut state = self.lock();
                 if state.phase != Phase::Open {
-                    let phase = state.phase;
                     drop(state);
-                    return Err(self.error(Refusing::Closed(phase)));
+                    return Err(self.error(Refusing::Closed, length));
                 }
                 if state.outbox.admits(length, 0).is_ok() {
                     state.outbox.reserve(length);
@@ -310,7 +315,7 @@ impl SharedOutbox {
     /// Sends a message into room that was promised. If it is refused, the promise stands.
     pub(crate) fn send_promised(&self, message: Bytes) -> Result<Receipt> {
         let push = |outbox: &mut Outbox, expires| outbox.push_bytes(message.clone(), expires, Instant::now);
-        self.accept(message.len(), None, Claim::Promised, push).map_err(|refusing| self.error(refusing))
+        self.accept(message.len(), None, Claim::Promised, push).map_err(|refusing| self.error(refusing, message.len()))
     }
 
     /// Takes such a promise back.
@@ -514,10 +519,11 @@ enum Claim {
 }
 
 /// Why a message was not accepted, before it is put into words.
+#[derive(Clone, Copy)]
 enum Refusing {
-    TooLarge(usize),
-    Full(usize),
-    Closed(Phase),
+    TooLarge,
+    Full,
+    Closed,
 }
 
 /// Being first in the queue for room, for as long as it lives.
@@ -637,10 +643,11 @@ impl Sender {
         let push = |outbox: &mut Outbox, expires| outbox.push(message, expires, Instant::now);
         match shared.accept(message.len(), lives, Claim::None, push) {
             Ok(receipt) => Ok(receipt),
-            Err(Refusing::Full(_)) if shared.overflow != Overflow::Fail => {
-                shared.accept_in_turn(message.len(), lives, push).await.map_err(|refusing| shared.error(refusing))
+            Err(Refusing::Full) if shared.overflow != Overflow::Fail => {
+                let waited = shared.accept_in_turn(message.len(), lives, push).await;
+                waited.map_err(|refusing| shared.error(refusing, message.len()))
             }
-            Err(refusing) => Err(shared.error(refusing)),
+            Err(refusing) => Err(shared.error(refusing, message.len())),
         }
     }
 
@@ -659,12 +666,10 @@ impl Sender {
         let length = message.len();
         let push = |outbox: &mut Outbox, expires| outbox.push_bytes(message.clone(), expires, Instant::now);
         let result = match shared.accept(length, None, Claim::None, push) {
-            Err(Refusing::Full(_)) if shared.overflow != Overflow::Fail => {
-                shared.accept_in_turn(length, None, push).await
-            }
+            Err(Refusing::Full) if shared.overflow != Overflow::Fail => shared.accept_in_turn(length, None, push).await,
             result => result,
         };
-        result.map_err(|refusing| Refused::new(shared.error(refusing), message))
+        result.map_err(|refusing| Refused::new(shared.error(refusing, length), message))
     }
 
     /// Sends a message if there is room at once.
@@ -675,7 +680,7 @@ impl Sender {
     pub fn try_send(&self, message: &[u8]) -> Result<Receipt> {
         let push = |outbox: &mut Outbox, expires| outbox.push(message, expires, Instant::now);
         let result = self.shared.accept(message.len(), None, Claim::None, push);
-        result.map_err(|refusing| self.shared.error(refusing))
+        result.map_err(|refusing| self.shared.error(refusing, message.len()))
     }
 
     /// Sends a message that is owned already, if there is room at once.
@@ -686,7 +691,7 @@ impl Sender {
     pub fn try_send_bytes(&self, message: Bytes) -> Result<Receipt, Refused> {
         let push = |outbox: &mut Outbox, expires| outbox.push_bytes(message.clone(), expires, Instant::now);
         let result = self.shared.accept(message.len(), None, Claim::None, push);
-        result.map_err(|refusing| Refused::new(self.shared.error(refusing), message))
+        result.map_err(|refusing| Refused::new(self.shared.error(refusing, message.len()), message))
     }
 
     /// Sends a message of `length` bytes that `encode` appends to the buffer that will be written: no copy, and no
@@ -711,12 +716,10 @@ impl Sender {
         let shared = &*self.shared;
         let mut push = |outbox: &mut Outbox, expires| outbox.push_with(length, expires, Instant::now, &mut encode);
         let result = match shared.accept(length, None, Claim::None, &mut push) {
-            Err(Refusing::Full(_)) if shared.overflow != Overflow::Fail => {
-                shared.accept_in_turn(length, None, push).await
-            }
+            Err(Refusing::Full) if shared.overflow != Overflow::Fail => shared.accept_in_turn(length, None, push).await,
             result => result,
         };
-        result.map_err(|refusing| shared.error(refusing))
+        result.map_err(|refusing| shared.error(refusing, length))
     }
 
     /// Waits until the message with this receipt is settled.
