@@ -18,7 +18,7 @@ use crate::proto::framing::{Framing, Prefix};
 use crate::proto::outbox::FailedMessage;
 use crate::reader::Demands;
 use crate::retry::{Backoff, Retry};
-use crate::sender::{Overflow, Phase, Sender, SharedOutbox};
+use crate::sender::{Overflow, Phase, Sender, SharedOutbox, deadline_in};
 use crate::sink::MessageSink;
 use crate::stats::{Received, ReceivedStats, Stats};
 use crate::transport::{Address, Liveness, PeerAddress, Transport};
@@ -44,6 +44,11 @@ pub enum State {
 #[derive(Clone, Debug)]
 pub struct ConnectionBuilder<S = Discard> {
     service: S,
+    settings: Settings,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
     prefix: Prefix,
     max_message_size: usize,
     memory: usize,
@@ -60,8 +65,13 @@ pub struct ConnectionBuilder<S = Discard> {
 
 impl Default for ConnectionBuilder {
     fn default() -> Self {
-        ConnectionBuilder {
-            service: Discard,
+        ConnectionBuilder { service: Discard, settings: Settings::default() }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
             prefix: Prefix::default(),
             max_message_size: 0,
             memory: 4 * 1024 * 1024,
@@ -81,7 +91,7 @@ impl Default for ConnectionBuilder {
 impl<S: Service> ConnectionBuilder<S> {
     /// How a length stands before a message. Default [`Prefix::Buffstreams`].
     pub fn prefix(mut self, prefix: Prefix) -> Self {
-        self.prefix = prefix;
+        self.settings.prefix = prefix;
         self
     }
 
@@ -89,13 +99,13 @@ impl<S: Service> ConnectionBuilder<S> {
     ///
     /// With [`Prefix::Buffstreams`] the width of the prefix follows from it, so both sides must use the same.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.max_message_size = bytes;
+        self.settings.max_message_size = bytes;
         self
     }
 
     /// Bytes that messages in hand may take, with their prefixes. Default 4 MiB. An empty queue takes any legal message.
     pub fn memory(mut self, bytes: usize) -> Self {
-        self.memory = bytes;
+        self.settings.memory = bytes;
         self
     }
 
@@ -103,51 +113,51 @@ impl<S: Service> ConnectionBuilder<S> {
     ///
     /// With [`Overflow::FailOldest`], failed messages that nobody has taken yet may take as much memory again.
     pub fn overflow(mut self, policy: Overflow) -> Self {
-        self.overflow = policy;
+        self.settings.overflow = policy;
         self
     }
 
     /// How long a message may wait: if none of it was written by then, it fails. Default `None`: as long as it takes.
     pub fn expiry(mut self, allowed: impl Into<Option<Duration>>) -> Self {
-        self.expiry = allowed.into();
+        self.settings.expiry = allowed.into();
         self
     }
 
     /// How long a lost peer is waited for. Default [`Retry::Forever`].
     pub fn retry(mut self, policy: Retry) -> Self {
-        self.retry = policy;
+        self.settings.retry = policy;
         self
     }
 
     /// The time between attempts. Default: random parts of 100 ms, 200 ms, 400 ms … up to 10 s.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.backoff = backoff;
+        self.settings.backoff = backoff;
         self
     }
 
     /// How long one attempt to connect may take. Default 10 s.
     pub fn connect_deadline(mut self, allowed: Duration) -> Self {
-        self.connect_deadline = allowed;
+        self.settings.connect_deadline = allowed;
         self
     }
 
     /// How long a frame from the other side may take from its first byte to its last. Default 30 s; `None` for as long
     /// as it likes.
     pub fn frame_deadline(mut self, allowed: impl Into<Option<Duration>>) -> Self {
-        self.frame_deadline = allowed.into();
+        self.settings.frame_deadline = allowed.into();
         self
     }
 
     /// How long the peer may vanish, or refuse to read, before the socket is given up (on Linux, by
     /// `TCP_USER_TIMEOUT`). Default 2 minutes; `None` for the system's own time.
     pub fn write_stall(mut self, allowed: impl Into<Option<Duration>>) -> Self {
-        self.liveness.write_stall = allowed.into();
+        self.settings.liveness.write_stall = allowed.into();
         self
     }
 
     /// Silence after which the kernel asks whether the peer is still there. Default 30 s; `None` for never.
     pub fn keepalive(mut self, after: impl Into<Option<Duration>>) -> Self {
-        self.liveness.keepalive = after.into();
+        self.settings.liveness.keepalive = after.into();
         self
     }
 
@@ -155,13 +165,13 @@ impl<S: Service> ConnectionBuilder<S> {
     ///
     /// With neither this nor [`failed_to`](Self::failed_to), failed messages are counted, and logged at a bounded rate.
     pub fn on_failed(mut self, owner: impl Fn(FailedMessage) + Send + Sync + 'static) -> Self {
-        self.failed_to = FailedTo::Call(Arc::new(owner));
+        self.settings.failed_to = FailedTo::Call(Arc::new(owner));
         self
     }
 
     /// Who gets failed messages: a channel. While it is full they take room in the connection's memory.
     pub fn failed_to(mut self, channel: mpsc::Sender<FailedMessage>) -> Self {
-        self.failed_to = FailedTo::Channel(channel);
+        self.settings.failed_to = FailedTo::Channel(channel);
         self
     }
 
@@ -169,21 +179,7 @@ impl<S: Service> ConnectionBuilder<S> {
     ///
     /// A handler is made for every socket that the connection has in its life.
     pub fn handler<T: Service>(self, service: T) -> ConnectionBuilder<T> {
-        ConnectionBuilder {
-            service,
-            prefix: self.prefix,
-            max_message_size: self.max_message_size,
-            memory: self.memory,
-            overflow: self.overflow,
-            expiry: self.expiry,
-            retry: self.retry,
-            backoff: self.backoff,
-            connect_deadline: self.connect_deadline,
-            frame_deadline: self.frame_deadline,
-            receive_memory: self.receive_memory,
-            failed_to: self.failed_to,
-            liveness: self.liveness,
-        }
+        ConnectionBuilder { service, settings: self.settings }
     }
 
     /// Connects, once; after that the connection keeps itself open.
@@ -240,20 +236,21 @@ impl<S: Service> ConnectionBuilder<S> {
     }
 
     fn framing(&self) -> Result<Framing> {
-        if self.backoff.min > self.backoff.max {
-            let Backoff { min, max } = self.backoff;
+        if self.settings.backoff.min > self.settings.backoff.max {
+            let Backoff { min, max } = self.settings.backoff;
             let text = format!("a backoff from {min:?} to {max:?} has its least above its most");
             return Err(Error::new(ErrorKind::InvalidConfiguration, text));
         }
-        Ok(Framing::with_max(self.prefix, self.max_message_size)?)
+        Ok(Framing::with_max(self.settings.prefix, self.settings.max_message_size)?)
     }
 
     fn target(&self, address: Address) -> Target {
-        Target { address, liveness: self.liveness, connect_deadline: self.connect_deadline }
+        Target { address, liveness: self.settings.liveness, connect_deadline: self.settings.connect_deadline }
     }
 
     fn start(self, framing: Framing, target: Option<Target>, first: Option<(Transport, PeerAddress)>) -> Connection {
-        let outbox = SharedOutbox::new(framing, self.memory, self.overflow, self.expiry);
+        let ConnectionBuilder { service, settings } = self;
+        let outbox = SharedOutbox::new(framing, settings.memory, settings.overflow, settings.expiry);
         let received = Arc::new(Received::default());
         let state = if first.is_some() { State::Connected } else { State::Connecting };
         let (state, states) = watch::channel(state);
@@ -265,22 +262,22 @@ impl<S: Service> ConnectionBuilder<S> {
         };
         let dialer = Dialer {
             target,
-            retry: self.retry,
-            backoff: self.backoff,
-            service: Arc::new(self.service),
+            retry: settings.retry,
+            backoff: settings.backoff,
+            service: Arc::new(service),
             demands: Arc::new(Demands {
                 framing,
-                frame_deadline: self.frame_deadline,
+                frame_deadline: settings.frame_deadline,
                 idle_deadline: None,
                 close_on_handler_error: false,
                 pause_when_congested: false,
-                memory: self.receive_memory,
+                memory: settings.receive_memory,
                 taken: AtomicUsize::new(0),
                 received,
                 handler_errors: Throttle::default(),
             }),
             outbox,
-            failed_to: self.failed_to,
+            failed_to: settings.failed_to,
             state,
         };
         tokio::spawn(dialer.run(first));
@@ -397,10 +394,14 @@ impl Connection {
     ///
     /// If the future is dropped the close goes on in the background.
     pub async fn close(&self, deadline: Duration) -> Result<Stats> {
-        let until = Instant::now().checked_add(deadline).unwrap_or_else(far_future);
-        self.sender.shared().advance_phase(Phase::Closing(until));
+        self.begin_close(deadline);
         self.closed().await;
         Ok(self.stats())
+    }
+
+    /// What [`close`](Self::close) does before it waits.
+    pub(crate) fn begin_close(&self, deadline: Duration) {
+        self.sender.shared().advance_phase(Phase::Closing(deadline_in(deadline)));
     }
 
     /// Waits until the connection is closed, or has given up.
@@ -413,8 +414,4 @@ impl Connection {
         // The task behind the connection has the last word, or is gone with its runtime.
         let _ = states.wait_for(|state| *state == State::Closed).await;
     }
-}
-
-fn far_future() -> Instant {
-    Instant::now() + Duration::from_secs(30 * 365 * 24 * 60 * 60)
 }
