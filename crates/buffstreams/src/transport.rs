@@ -322,6 +322,8 @@ impl Acceptor {
                 let (stream, peer) = listener.accept().await?;
                 // A peer that has gone already makes this fail; reading will tell.
                 let _ = liveness.apply(&stream);
+                // A socket of both families shows IPv4 peers in disguise.
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 Ok((Transport::Tcp(stream), PeerAddress::Tcp(peer)))
             }
             #[cfg(unix)]
