@@ -1,0 +1,356 @@
+//! The command line as typed: what each subcommand takes, and how sizes and durations are written.
+//!
+//! Parsing is also checking: what leaves this file names a prefix, a maximum and a message type that fit together, or
+//! the program has already ended with exit status 2 and a sentence that says what to write instead.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use buffstreams::{Address, Framing, Prefix};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::schema::Schema;
+
+/// Streams length-prefixed messages over TCP: listens for them, sends them, shows how fast that goes.
+#[derive(Debug, Parser)]
+#[command(name = "buffstreams", version, max_term_width = 100, after_help = EXIT_STATUS)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status: 0 when everything went through, 1 when something failed, 2 when the command line cannot be used.";
+
+/// What the program is asked to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Print the messages that arrive
+    ///
+    /// The first line on standard error says where it listens; only messages go to standard output.
+    #[command(after_help = "\
+Examples:
+  buffstreams listen :5031
+  buffstreams listen 127.0.0.1:0 --framing varint --max-message-size 64KiB --output hex
+  buffstreams listen unix:/run/readings.sock --count 10
+  buffstreams listen :5031 --proto reading.proto --type plant.Reading --output json")]
+    Listen(ListenArguments),
+
+    /// Send messages read from a file or from standard input
+    ///
+    /// Reconnects by itself. The last line on standard error accounts for every message.
+    #[command(after_help = "\
+Examples:
+  buffstreams send localhost:5031 access.log
+  journalctl -f | buffstreams send collector:5031 --failed unsent.bin --retry-for 2m
+  buffstreams send localhost:5031 unsent.bin --input delimited
+  echo '{\"celsius\": 21.5}' |
+    buffstreams send localhost:5031 --proto reading.proto --type plant.Reading --input json")]
+    Send(SendArguments),
+
+    /// Show the rate over loopback, and that every message arrives intact
+    ///
+    /// A listener and a sender of protobuf messages in one process. Ends with 0 only if each message arrived, in order
+    /// and unchanged.
+    #[command(after_help = "\
+Examples:
+  buffstreams demo
+  buffstreams demo --seconds 30")]
+    Demo(DemoArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListenArguments {
+    /// Where to listen: `host:port`, `:port` (all interfaces), port 0 for any free one, `unix:PATH`
+    pub(crate) address: Address,
+
+    #[command(flatten)]
+    wire: WireArguments,
+
+    #[command(flatten)]
+    types: TypeArguments,
+
+    /// How messages are printed [default: json with --type, else lines]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    output: Option<OutputFormat>,
+
+    /// Print exactly N messages, over all connections, and end
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SendArguments {
+    /// Where to send: `host:port`, `:port` (this machine), `unix:PATH`
+    pub(crate) address: Address,
+
+    /// What to read; `-` is standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub(crate) file: PathBuf,
+
+    #[command(flatten)]
+    wire: WireArguments,
+
+    #[command(flatten)]
+    types: TypeArguments,
+
+    /// How messages stand in the input [default: json with --type, else lines]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    input: Option<InputFormat>,
+
+    /// When a message counts as settled
+    #[arg(long, value_enum, default_value_t = Delivery::Sent)]
+    pub(crate) delivery: Delivery,
+
+    /// How long the peer may be away before everything in hand fails; 0 is one attempt
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) retry_for: Duration,
+
+    /// Where failed messages go, in delimited form; created, or emptied
+    #[arg(long, value_name = "FILE")]
+    pub(crate) failed: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArguments {
+    /// How long to send
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seconds: u64,
+}
+
+/// How messages stand on the wire; both sides must say the same.
+#[derive(Debug, Args)]
+struct WireArguments {
+    /// How the length stands before each message
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = Prefix::Buffstreams.name(),
+        value_parser = prefix_parser(),
+    )]
+    framing: Prefix,
+
+    /// Largest message, such as `4096`, `64KiB` or `1MiB` [default: 4096, or 255 for u8]
+    #[arg(long, value_name = "SIZE", default_value = "0", hide_default_value = true, value_parser = parse_size)]
+    max_message_size: usize,
+}
+
+/// What the messages mean, for the `json` formats.
+#[derive(Debug, Args)]
+struct TypeArguments {
+    /// The schema that has the message type; may be repeated
+    #[arg(long, value_name = "FILE", requires = "message_type")]
+    proto: Vec<PathBuf>,
+
+    /// Where the schema's imports are looked for; may be repeated [default: beside the schema]
+    #[arg(long, value_name = "DIR", requires = "proto")]
+    include: Vec<PathBuf>,
+
+    /// The message type, with its package
+    #[arg(id = "message_type", long = "type", value_name = "pkg.Message", requires = "proto")]
+    message_type: Option<String>,
+}
+
+/// How `listen` prints messages.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// The message and a newline
+    Lines,
+    /// Lower-case hex, one line each
+    Hex,
+    /// Protobuf's JSON mapping, one object per line; needs --type
+    Json,
+    /// An unsigned varint length before each, as protobuf's writeDelimitedTo
+    Delimited,
+    /// Not at all; they are only counted
+    None,
+}
+
+/// How messages stand in what `send` reads.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InputFormat {
+    /// One message a line; an empty line is an empty message
+    Lines,
+    /// One message a line, in hex
+    Hex,
+    /// One object a line, by protobuf's JSON mapping; needs --type
+    Json,
+    /// An unsigned varint length before each, as protobuf's writeDelimitedTo
+    Delimited,
+}
+
+/// When a message counts as settled.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Delivery {
+    /// The kernel took it
+    Sent,
+    /// The listener's handler is done with it and said so (not built yet)
+    Acked,
+}
+
+/// Reads the program's own command line; ends the program when it cannot be used, or only asks for help.
+pub(crate) fn parse() -> Command {
+    CommandLine::parse().command
+}
+
+impl ListenArguments {
+    pub(crate) fn framing(&self) -> Framing {
+        self.wire.framing("listen")
+    }
+
+    pub(crate) fn output(&self) -> Output {
+        let schema = self.types.schema("listen");
+        match (self.output, schema) {
+            (None, None) | (Some(OutputFormat::Lines), _) => Output::Lines,
+            (Some(OutputFormat::Hex), _) => Output::Hex,
+            (Some(OutputFormat::Delimited), _) => Output::Delimited,
+            (Some(OutputFormat::None), _) => Output::None,
+            (None | Some(OutputFormat::Json), Some(schema)) => Output::Json(schema),
+            (Some(OutputFormat::Json), None) => unusable("listen", JSON_NEEDS_TYPE),
+        }
+    }
+}
+
+impl SendArguments {
+    pub(crate) fn framing(&self) -> Framing {
+        self.wire.framing("send")
+    }
+
+    pub(crate) fn input(&self) -> Input {
+        let schema = self.types.schema("send");
+        match (self.input, schema) {
+            (None, None) | (Some(InputFormat::Lines), _) => Input::Lines,
+            (Some(InputFormat::Hex), _) => Input::Hex,
+            (Some(InputFormat::Delimited), _) => Input::Delimited,
+            (None | Some(InputFormat::Json), Some(schema)) => Input::Json(schema),
+            (Some(InputFormat::Json), None) => unusable("send", JSON_NEEDS_TYPE),
+        }
+    }
+}
+
+const JSON_NEEDS_TYPE: &str = "json needs a message type: add --proto FILE --type pkg.Message";
+
+/// How messages are printed, with what that takes.
+#[derive(Clone, Debug)]
+pub(crate) enum Output {
+    Lines,
+    Hex,
+    Json(Schema),
+    Delimited,
+    None,
+}
+
+/// How messages are read, with what that takes.
+#[derive(Clone, Debug)]
+pub(crate) enum Input {
+    Lines,
+    Hex,
+    Json(Schema),
+    Delimited,
+}
+
+impl WireArguments {
+    fn framing(&self, subcommand: &str) -> Framing {
+        Framing::with_max(self.framing, self.max_message_size).unwrap_or_else(|error| unusable(subcommand, error))
+    }
+}
+
+impl TypeArguments {
+    fn schema(&self, subcommand: &str) -> Option<Schema> {
+        let message_type = self.message_type.as_deref()?;
+        match Schema::load(&self.proto, &self.include, message_type) {
+            Ok(schema) => Some(schema),
+            Err(error) => unusable(subcommand, error),
+        }
+    }
+}
+
+/// Ends the program as clap does for what clap itself cannot see.
+fn unusable(subcommand: &str, reason: impl std::fmt::Display) -> ! {
+    let mut command_line = CommandLine::command();
+    command_line.build();
+    let command = command_line.find_subcommand_mut(subcommand).expect("a subcommand of this program");
+    command.error(ErrorKind::ValueValidation, reason).exit()
+}
+
+fn prefix_parser() -> impl TypedValueParser<Value = Prefix> {
+    PossibleValuesParser::new(Prefix::ALL.map(Prefix::name))
+        .map(|name| name.parse::<Prefix>().expect("the names of all prefixes are parsed"))
+}
+
+fn parse_size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "" => Some(1),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    digits
+        .parse::<usize>()
+        .ok()
+        .zip(unit)
+        .ok_or("write bytes, or a whole number of KiB, MiB or GiB: 4096, 64KiB, 1MiB")
+        .and_then(|(number, unit): (usize, usize)| number.checked_mul(unit).ok_or("larger than this machine can hold"))
+        .map_err(String::from)
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text).map_err(|_| String::from("write a number and its unit: 500ms, 30s, 2m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_whole_binary_units() {
+        let sizes = [("0", 0), ("4096", 4096), ("64KiB", 64 << 10), ("1MiB", 1 << 20), ("2GiB", 2 << 30)];
+        for (text, bytes) in sizes {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in
+            ["", "KiB", "-1", "64KB", "64K", "64 KiB", "1.5MiB", "1MiB1", "99999999999999999999", "17179869184GiB"]
+        {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_carry_their_unit_except_zero() {
+        let durations = [("0", 0), ("0s", 0), ("500ms", 500), ("30s", 30_000), ("2m", 120_000)];
+        for (text, milliseconds) in durations {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "30", "-1s", "s", "soon"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_type_says_json_unless_another_format_is_named() {
+        let parse = |extra: &[&str]| {
+            let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/gtfs-realtime/gtfs-realtime.proto");
+            let base = ["buffstreams", "listen", ":0", "--proto", proto, "--type", "transit_realtime.FeedMessage"];
+            let line = CommandLine::try_parse_from(base.iter().chain(extra)).unwrap();
+            match line.command {
+                Command::Listen(arguments) => arguments.output(),
+                _ => unreachable!("listen was asked for"),
+            }
+        };
+        assert!(matches!(parse(&[]), Output::Json(_)));
+        assert!(matches!(parse(&["--output", "json"]), Output::Json(_)));
+        assert!(matches!(parse(&["--output", "hex"]), Output::Hex));
+    }
+}

@@ -1,0 +1,303 @@
+//! Messages to standard output: written in one of the formats, and flushed, batch by batch.
+//!
+//! Each connection gathers its batch in a buffer that it borrows while the batch lasts, so batches of different
+//! connections never mix inside a message and an idle connection holds nothing. `--count` is kept here: a message is
+//! printed only if it has taken one of the places that are left, and it is counted as received only once it is written.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+#[cfg(unix)]
+use std::os::fd::AsFd;
+#[cfg(windows)]
+use std::os::windows::io::AsHandle;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use buffstreams::{Framing, Prefix};
+use tokio::sync::Notify;
+
+use crate::args;
+use crate::report::Report;
+
+/// A batch is written in parts of about this size, however long it is.
+const PART: usize = 256 * 1024;
+
+/// A buffer that grew beyond this is not kept for the next batch.
+const KEEP: usize = 4 * PART;
+
+/// Where all connections' messages go.
+#[derive(Debug)]
+pub(crate) struct Output {
+    format: args::Output,
+    stdout: Stdout,
+    buffers: Mutex<Vec<Vec<u8>>>,
+    /// Places left; `None` without a `--count`.
+    places: Option<AtomicU64>,
+    received: AtomicU64,
+    received_bytes: AtomicU64,
+    undecodable: AtomicU64,
+    /// Messages that must still be written until `--count` is reached.
+    missing: Option<AtomicU64>,
+    closing: AtomicBool,
+    failure: OnceLock<io::Error>,
+    over: Notify,
+    report: Arc<Report>,
+}
+
+/// Why nothing more will be printed.
+#[derive(Debug)]
+pub(crate) enum Over<'a> {
+    CountReached,
+    Failed(&'a io::Error),
+}
+
+/// How much was received, and how much of it could not be printed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) undecodable: u64,
+}
+
+impl Output {
+    /// # Errors
+    ///
+    /// Standard output cannot be used at all.
+    pub(crate) fn new(format: args::Output, count: Option<u64>, report: Arc<Report>) -> io::Result<Arc<Output>> {
+        Ok(Arc::new(Output {
+            format,
+            stdout: Stdout::new()?,
+            buffers: Mutex::default(),
+            places: count.map(AtomicU64::new),
+            received: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            undecodable: AtomicU64::new(0),
+            missing: count.map(AtomicU64::new),
+            closing: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            over: Notify::new(),
+            report,
+        }))
+    }
+
+    /// Waits until nothing more will be printed: `--count` messages are written, or standard output has failed.
+    pub(crate) async fn over(&self) -> Over<'_> {
+        loop {
+            let notified = self.over.notified();
+            if let Some(error) = self.failure.get() {
+                return Over::Failed(error);
+            }
+            if self.missing.as_ref().is_some_and(|missing| missing.load(Ordering::Acquire) == 0) {
+                return Over::CountReached;
+            }
+            notified.await;
+        }
+    }
+
+    /// Whether every place is taken and nothing should be read any more.
+    pub(crate) fn takes_no_more(&self) -> bool {
+        self.is_full() && !self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Lets connections that wait come to their end: what they still bring is not printed.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    fn is_full(&self) -> bool {
+        self.places.as_ref().is_some_and(|places| places.load(Ordering::Relaxed) == 0)
+    }
+
+    pub(crate) fn received(&self) -> Received {
+        Received {
+            messages: self.received.load(Ordering::Relaxed),
+            bytes: self.received_bytes.load(Ordering::Relaxed),
+            undecodable: self.undecodable.load(Ordering::Relaxed),
+        }
+    }
+
+    fn take_place(&self) -> bool {
+        let Some(places) = &self.places else { return true };
+        places.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), OutputFailed> {
+        if self.failure.get().is_some() {
+            return Err(OutputFailed);
+        }
+        let written = match self.stdout.is_terminal {
+            true => self.report.above_bar(|| self.stdout.write(bytes)),
+            false => self.stdout.write(bytes),
+        };
+        written.map_err(|error| {
+            // Of several batches that fail at once the first says why.
+            drop(self.failure.set(error));
+            self.over.notify_waiters();
+            OutputFailed
+        })
+    }
+
+    fn count(&self, batch: &Counted) {
+        self.received.fetch_add(batch.printed + batch.undecodable, Ordering::Relaxed);
+        self.received_bytes.fetch_add(batch.bytes, Ordering::Relaxed);
+        self.undecodable.fetch_add(batch.undecodable, Ordering::Relaxed);
+        if let Some(missing) = &self.missing
+            && missing.fetch_sub(batch.printed, Ordering::AcqRel) == batch.printed
+        {
+            self.over.notify_waiters();
+        }
+    }
+}
+
+/// Standard output has failed; [`Output::over`] says how.
+#[derive(Debug)]
+pub(crate) struct OutputFailed;
+
+impl fmt::Display for OutputFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("standard output takes no more")
+    }
+}
+
+impl std::error::Error for OutputFailed {}
+
+/// The messages of one connection between two writes.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    output: Arc<Output>,
+    buffer: Vec<u8>,
+    counted: Counted,
+}
+
+/// What a batch adds to the totals once it is written.
+#[derive(Debug, Default)]
+struct Counted {
+    printed: u64,
+    undecodable: u64,
+    bytes: u64,
+}
+
+impl Batch {
+    pub(crate) fn new(output: Arc<Output>) -> Batch {
+        Batch { output, buffer: Vec::new(), counted: Counted::default() }
+    }
+
+    pub(crate) fn output(&self) -> &Output {
+        &self.output
+    }
+
+    /// Adds a message, unless there is no place left for it.
+    pub(crate) fn add(&mut self, message: &[u8], from: &dyn fmt::Display) -> Result<(), OutputFailed> {
+        if self.output.is_full() {
+            return Ok(());
+        }
+        if self.buffer.capacity() == 0 && !matches!(self.output.format, args::Output::None) {
+            self.buffer = self.output.buffers().pop().unwrap_or_default();
+        }
+        let start = self.buffer.len();
+        if let args::Output::Json(schema) = &self.output.format
+            && let Err(error) = schema.decode(message, &mut self.buffer)
+        {
+            self.buffer.truncate(start);
+            self.counted.undecodable += 1;
+            self.counted.bytes += message.len() as u64;
+            let length = message.len();
+            self.output
+                .report
+                .error(format_args!("a message of {length} bytes from {from} is not a {}: {error}", schema.name()));
+            return Ok(());
+        }
+        // Only what can be printed takes a place: the count is of messages printed.
+        if !self.output.take_place() {
+            self.buffer.truncate(start);
+            return Ok(());
+        }
+        match &self.output.format {
+            args::Output::Lines => {
+                self.buffer.extend_from_slice(message);
+                self.buffer.push(b'\n');
+            }
+            args::Output::Hex => {
+                self.buffer.resize(start + 2 * message.len(), 0);
+                const_hex::encode_to_slice(message, &mut self.buffer[start..]).expect("two digits a byte");
+                self.buffer.push(b'\n');
+            }
+            args::Output::Json(_) => self.buffer.push(b'\n'),
+            args::Output::Delimited => put_delimited(message, &mut self.buffer),
+            args::Output::None => {}
+        }
+        self.counted.printed += 1;
+        self.counted.bytes += message.len() as u64;
+        if self.buffer.len() >= PART {
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what was added, counts it, and gives the buffer back.
+    pub(crate) fn end(&mut self) -> Result<(), OutputFailed> {
+        self.write()?;
+        let buffer = std::mem::take(&mut self.buffer);
+        if (1..=KEEP).contains(&buffer.capacity()) {
+            self.output.buffers().push(buffer);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), OutputFailed> {
+        if !self.buffer.is_empty() {
+            let written = self.output.write(&self.buffer);
+            self.buffer.clear();
+            if written.is_err() {
+                // The message that the write broke in is lost to the reader too; none of these count as received.
+                self.counted = Counted::default();
+                return written;
+            }
+        }
+        self.output.count(&std::mem::take(&mut self.counted));
+        Ok(())
+    }
+}
+
+fn put_delimited(message: &[u8], out: &mut Vec<u8>) {
+    let framing = Framing::with_max(Prefix::Varint, Prefix::Varint.largest_max()).expect("its own largest maximum");
+    framing.encode(message, out).expect("no message in memory is longer than that");
+}
+
+/// Standard output without Rust's line buffering: what is written is with the kernel when the call returns.
+#[derive(Debug)]
+struct Stdout {
+    file: Mutex<File>,
+    /// Whether a write may wait for a reader, who may take his time.
+    may_block: bool,
+    /// Whether it shares the screen with standard error.
+    is_terminal: bool,
+}
+
+impl Stdout {
+    fn new() -> io::Result<Stdout> {
+        #[cfg(unix)]
+        let handle = io::stdout().as_fd().try_clone_to_owned()?;
+        #[cfg(windows)]
+        let handle = io::stdout().as_handle().try_clone_to_owned()?;
+        let file = File::from(handle);
+        let may_block = file.metadata().map_or(true, |metadata| !metadata.is_file());
+        let is_terminal = file.is_terminal();
+        Ok(Stdout { file: Mutex::new(file), may_block, is_terminal })
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let write = || self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes);
+        if self.may_block {
+            // Other connections, deadlines and signals go on while this one waits for the reader.
+            tokio::task::block_in_place(write)
+        } else {
+            write()
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! How far it is, for a person at a terminal: a bar or a rate line on standard error that is redrawn in place.
+//!
+//! Drawn by a thread of its own from counters that others keep, so watching costs a message nothing. Where standard error
+//! is not a terminal nothing is drawn at all.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+
+/// How often a line is drawn anew.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What has gone through so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+/// A line with the rate at which `totals` grow, and what `state` has to say. `totals` is told the bar's position.
+///
+/// With a `length`, in bytes, there is a bar as well; [`ProgressBar::wrap_read`] moves it.
+pub(crate) fn line(
+    length: Option<u64>,
+    totals: impl Fn(u64) -> Totals + Send + Sync + 'static,
+    state: impl Fn() -> &'static str + Send + Sync + 'static,
+) -> ProgressBar {
+    let template = match length {
+        Some(_) => "{wide_bar} {percent}% of {binary_total_bytes}  {rate}",
+        None => "{spinner} {rate}",
+    };
+    let watched = Arc::new((Mutex::new(Meter::new(Instant::now())), totals, state));
+    let rate = move |bar: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let (meter, totals, state) = &*watched;
+        let totals = totals(bar.pos());
+        let rate = meter.lock().map(|mut meter| meter.rate(totals, Instant::now())).unwrap_or_default();
+        // A drawing that fails is a line less to look at.
+        let _ = write!(out, "{}  {rate}{}", Amount(totals), state());
+    };
+    let style = ProgressStyle::with_template(template).expect("a template of ours").with_key("rate", rate);
+    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style);
+    if !bar.is_hidden() {
+        bar.enable_steady_tick(TICK);
+    }
+    bar
+}
+
+/// A count of messages and bytes, for reading.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amount(pub(crate) Totals);
+
+impl std::fmt::Display for Amount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Totals { messages, bytes } = self.0;
+        write!(f, "{} messages, {}", HumanCount(messages), indicatif::BinaryBytes(bytes))
+    }
+}
+
+/// A rate, for reading.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rate {
+    messages_per_second: f64,
+    bytes_per_second: f64,
+}
+
+impl Rate {
+    pub(crate) fn over(totals: Totals, time: Duration) -> Rate {
+        let seconds = time.as_secs_f64().max(f64::MIN_POSITIVE);
+        Rate { messages_per_second: totals.messages as f64 / seconds, bytes_per_second: totals.bytes as f64 / seconds }
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let messages = HumanCount(self.messages_per_second.round() as u64);
+        write!(f, "{messages} msg/s, {}/s", indicatif::BinaryBytes(self.bytes_per_second.round() as u64))
+    }
+}
+
+/// The rate of the last second or so, from totals that only grow.
+#[derive(Debug)]
+struct Meter {
+    since: Instant,
+    then: Totals,
+    rate: Rate,
+}
+
+impl Meter {
+    fn new(now: Instant) -> Meter {
+        Meter { since: now, then: Totals::default(), rate: Rate::default() }
+    }
+
+    fn rate(&mut self, totals: Totals, now: Instant) -> Rate {
+        let time = now.saturating_duration_since(self.since);
+        if time >= Duration::from_secs(1) {
+            let grown =
+                Totals { messages: totals.messages - self.then.messages, bytes: totals.bytes - self.then.bytes };
+            *self = Meter { since: now, then: totals, rate: Rate::over(grown, time) };
+        }
+        self.rate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_that_of_the_last_second() {
+        let start = Instant::now();
+        let mut meter = Meter::new(start);
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let rate = |meter: &mut Meter, messages, time| {
+            meter.rate(Totals { messages, bytes: messages * 10 }, time).messages_per_second
+        };
+        assert_eq!(rate(&mut meter, 500, at(500)), 0.0);
+        assert_eq!(rate(&mut meter, 1000, at(1000)), 1000.0);
+        assert_eq!(rate(&mut meter, 1100, at(1500)), 1000.0);
+        assert_eq!(rate(&mut meter, 3000, at(3000)), 1000.0);
+        assert_eq!(rate(&mut meter, 3000, at(4000)), 0.0);
+    }
+}

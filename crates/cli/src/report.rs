@@ -1,0 +1,266 @@
+//! What the program says on standard error: lines that are always said, and errors at a bounded rate.
+//!
+//! A stranger can cause any number of errors, so they are printed in a burst of 20 and then 20 a second, and those left
+//! out are counted and the count is printed. What the library reports as `tracing` events of level WARN and above takes
+//! the same way. Bytes that came from elsewhere are escaped: a peer cannot write to the user's terminal.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer};
+
+const BURST: f64 = 20.0;
+const PER_SECOND: f64 = 20.0;
+
+/// How often, at most, errors are followed by a count of those left out.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+
+/// The longest report of one error, in characters; a peer's words could be as long as its message.
+const LONGEST: usize = 1000;
+
+/// The one way to standard error.
+#[derive(Debug)]
+pub(crate) struct Report {
+    limiter: Mutex<Limiter>,
+    /// A bar that must be lifted while a line is written above it.
+    bar: OnceLock<ProgressBar>,
+}
+
+impl Report {
+    pub(crate) fn new() -> Arc<Report> {
+        Arc::new(Report { limiter: Mutex::new(Limiter::new(Instant::now())), bar: OnceLock::new() })
+    }
+
+    /// From now on lines are written above this bar.
+    pub(crate) fn share_with(&self, bar: ProgressBar) {
+        self.bar.set(bar).expect("a program has one bar");
+    }
+
+    /// Takes the bar away for good.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Calls `write`, which writes to the same terminal, with the bar lifted.
+    pub(crate) fn above_bar<T>(&self, write: impl FnOnce() -> T) -> T {
+        match self.bar.get() {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    /// Writes a line, always.
+    pub(crate) fn say(&self, line: impl fmt::Display) {
+        self.write(format!("{line}\n"));
+    }
+
+    /// Writes why the program fails. Never left out: it is the last error, and the one that matters.
+    pub(crate) fn fail(&self, error: impl fmt::Display) {
+        let mut line = String::from("error: ");
+        put_escaped(&error.to_string(), &mut line);
+        self.say(line);
+    }
+
+    /// Writes an error, or counts it as left out.
+    pub(crate) fn error(&self, error: impl fmt::Display) {
+        self.limited("error", &error);
+    }
+
+    fn limited(&self, word: &str, text: &dyn fmt::Display) {
+        let now = Instant::now();
+        let admission = self.limiter().admit(now);
+        let left_out = match admission {
+            Admission::LeftOut => return,
+            Admission::Admitted { left_out_before } => left_out_before,
+        };
+        let mut lines = String::new();
+        put_left_out(left_out, &mut lines);
+        lines.push_str(word);
+        lines.push_str(": ");
+        put_escaped(&text.to_string(), &mut lines);
+        lines.push('\n');
+        self.write(lines);
+    }
+
+    /// Writes the count of the errors left out so far, if there are any. For the end, and for quiet moments.
+    pub(crate) fn say_left_out(&self) {
+        let mut line = String::new();
+        put_left_out(self.limiter().take_left_out(Instant::now()), &mut line);
+        if !line.is_empty() {
+            self.write(line);
+        }
+    }
+
+    fn limiter(&self) -> MutexGuard<'_, Limiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, lines: String) {
+        // Standard error may be closed. There is then nobody to tell, and no reason to stop.
+        self.above_bar(|| drop(io::stderr().lock().write_all(lines.as_bytes())));
+    }
+}
+
+fn put_left_out(left_out: u64, lines: &mut String) {
+    match left_out {
+        0 => {}
+        1 => lines.push_str("error: 1 more was left out\n"),
+        _ => writeln!(lines, "error: {left_out} more were left out").expect("a String takes everything"),
+    }
+}
+
+fn put_escaped(text: &str, line: &mut String) {
+    for (index, char) in text.chars().enumerate() {
+        if index == LONGEST {
+            line.push('…');
+            return;
+        }
+        if char.is_control() {
+            line.extend(char.escape_default());
+        } else {
+            line.push(char);
+        }
+    }
+}
+
+/// A bucket that holds a burst and fills at a steady rate.
+#[derive(Debug)]
+struct Limiter {
+    room: f64,
+    filled: Instant,
+    left_out: u64,
+    /// When the count was given last: it would be a flood of its own with every error.
+    counted: Instant,
+}
+
+#[derive(Debug, PartialEq)]
+enum Admission {
+    Admitted { left_out_before: u64 },
+    LeftOut,
+}
+
+impl Limiter {
+    fn new(now: Instant) -> Limiter {
+        Limiter { room: BURST, filled: now, left_out: 0, counted: now }
+    }
+
+    fn admit(&mut self, now: Instant) -> Admission {
+        let since = now.saturating_duration_since(self.filled);
+        self.room = (self.room + since.as_secs_f64() * PER_SECOND).min(BURST);
+        self.filled = now;
+        if self.room < 1.0 {
+            self.left_out += 1;
+            return Admission::LeftOut;
+        }
+        self.room -= 1.0;
+        let is_time_to_count = now.saturating_duration_since(self.counted) >= COUNT_EVERY;
+        Admission::Admitted { left_out_before: if is_time_to_count { self.take_left_out(now) } else { 0 } }
+    }
+
+    fn take_left_out(&mut self, now: Instant) -> u64 {
+        self.counted = now;
+        std::mem::take(&mut self.left_out)
+    }
+}
+
+/// Passes the library's warnings and errors on to a [`Report`].
+#[derive(Debug)]
+pub(crate) struct LibraryEvents(pub(crate) Arc<Report>);
+
+impl<S: Subscriber> Layer<S> for LibraryEvents {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
+        // The end of a connection is told by what listens, which hears of every one: the library's own line about it is
+        // known by its count of unsent replies, and some of those lines have been left out before they come here.
+        let is_end_of_connection = metadata.fields().field("unsent").is_some();
+        *metadata.level() <= Level::WARN && metadata.target().starts_with("buffstreams") && !is_end_of_connection
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut sentence = Sentence::default();
+        event.record(&mut sentence);
+        // The library leaves out some of its own.
+        self.0.limiter().left_out += sentence.left_out;
+        let word = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
+        self.0.limited(word, &sentence);
+    }
+}
+
+/// An event as one line: what happened, then its fields.
+#[derive(Default)]
+struct Sentence {
+    message: String,
+    fields: String,
+    left_out: u64,
+}
+
+impl Visit for Sentence {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        match field.name() {
+            "left_out" => self.left_out = value,
+            _ => self.record_debug(field, &value),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let written = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, "{}{name}={value:?}", if self.fields.is_empty() { "" } else { ", " }),
+        };
+        written.expect("a String takes everything");
+    }
+}
+
+impl fmt::Display for Sentence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.message.as_str(), self.fields.as_str()) {
+            (message, "") => f.write_str(message),
+            ("", fields) => f.write_str(fields),
+            (message, fields) => write!(f, "{message} ({fields})"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_of_20_is_said_then_20_a_second_and_the_rest_is_counted() {
+        let start = Instant::now();
+        let mut limiter = Limiter::new(start);
+        let said = |limiter: &mut Limiter, at: Duration, tries: usize| {
+            (0..tries).filter(|_| limiter.admit(start + at) != Admission::LeftOut).count()
+        };
+        assert_eq!(said(&mut limiter, Duration::ZERO, 1000), 20);
+        assert_eq!(limiter.left_out, 980);
+
+        let second: usize = (1..=19).map(|step| said(&mut limiter, Duration::from_millis(step * 51), 100)).sum();
+        assert_eq!(second, 19);
+        let left_out = 980 + 19 * 99;
+        let admission = limiter.admit(start + Duration::from_millis(20 * 51));
+        assert_eq!(admission, Admission::Admitted { left_out_before: left_out }, "once a second");
+
+        assert_eq!(said(&mut limiter, Duration::from_secs(3600), 1000), 20, "a quiet hour saves up one burst, no more");
+    }
+
+    #[test]
+    fn what_a_peer_says_cannot_move_the_cursor() {
+        let mut line = String::new();
+        put_escaped("a\x1b[2Jb\r\nc ü", &mut line);
+        assert_eq!(line, "a\\u{1b}[2Jb\\r\\nc ü");
+    }
+
+    #[test]
+    fn a_long_report_is_cut() {
+        let mut line = String::new();
+        put_escaped(&"x".repeat(5000), &mut line);
+        assert_eq!(line.chars().count(), LONGEST + 1);
+    }
+}

@@ -1,0 +1,17 @@
+//! The program as its users and their scripts meet it: the real binary, over loopback, on ports that the system picks.
+//!
+//! Nothing here waits for a fixed time: tests wait for what they need to see, with a deadline that only a failure meets.
+
+#![cfg(unix)]
+#![allow(missing_docs)]
+
+mod demo;
+mod framings;
+mod json;
+mod listen;
+mod program;
+mod reconnect;
+mod send;
+mod terminal;
+mod usage;
+mod wire;

@@ -1,0 +1,44 @@
+use std::io::Write;
+
+use crate::program::{Folder, Program, Signal};
+use crate::wire::{self, u8_frames};
+
+fn contains(text: &[u8], words: &str) -> Option<()> {
+    String::from_utf8_lossy(text).contains(words).then_some(())
+}
+
+#[test]
+fn listen_shows_the_rate_on_a_terminal_and_ends_with_its_summary() {
+    let listener = Program::start_on_terminal(["listen", "127.0.0.1:0", "--framing", "u8"]);
+    let mut stream = wire::connect(&listener.address());
+    stream.write_all(&u8_frames(["hello"])).unwrap();
+    listener.wait_stderr("a rate", |text| contains(text, "1 messages, 5 B  1 msg/s"));
+    listener.signal(Signal::TERM);
+    let ended = listener.end();
+    assert_eq!(ended.stdout, b"hello\n", "only messages go to standard output");
+    assert!(ended.last_line().ends_with("received 1 messages, 5 bytes"), "{}", ended.stderr);
+}
+
+#[test]
+fn send_shows_a_bar_over_a_file_on_a_terminal() {
+    let folder = Folder::new();
+    let file = folder.file("input", &b"all work and no play\n".repeat(2_000_000));
+    let (listener, address) = wire::bind();
+    let sender = Program::start_on_terminal(["send", &address, &file, "--retry-for", "0"]);
+    // Nothing is read here, so the bar stops on its way.
+    let stream = wire::accept(&listener);
+    sender.wait_stderr("a bar", |text| contains(text, "% of 40.05 MiB"));
+    drop((stream, listener));
+    let ended = sender.end();
+    assert!(ended.last_line().contains("accepted "), "{}", ended.stderr);
+    assert!(ended.stdout.is_empty());
+}
+
+#[test]
+fn send_shows_a_rate_for_a_pipe_on_a_terminal_and_that_nobody_is_there() {
+    let folder = Folder::new();
+    let address = format!("unix:{}", folder.path("nobody").display());
+    let mut sender = Program::start_on_terminal(["send", &address, "--retry-for", "1m"]);
+    sender.write(b"hello\n");
+    sender.wait_stderr("the state", |text| contains(text, "1 messages, 6 B  ").and(contains(text, "(not connected)")));
+}

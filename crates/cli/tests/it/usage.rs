@@ -1,0 +1,71 @@
+use std::io::ErrorKind;
+
+use crate::program::{Program, data};
+use crate::wire;
+
+#[test]
+fn each_subcommand_shows_an_example_in_its_help() {
+    for subcommand in ["listen", "send", "demo"] {
+        let help = Program::run([subcommand, "--help"], b"");
+        let text = String::from_utf8(help.stdout).unwrap();
+        assert_eq!(help.status.code(), Some(0));
+        let (_, examples) = text.split_once("Examples:").expect("help has examples");
+        assert!(examples.contains(&format!("buffstreams {subcommand}")), "{text}");
+    }
+}
+
+#[test]
+fn help_names_every_framing() {
+    let help = Program::run(["listen", "--help"], b"");
+    let text = String::from_utf8(help.stdout).unwrap();
+    for name in ["buffstreams", "varint", "u8", "u16be", "u16le", "u32be", "u32le", "u64be", "u64le"] {
+        assert!(text.contains(name), "{name} in {text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_used_ends_with_2_and_says_why() {
+    let gtfs = data("gtfs-realtime/gtfs-realtime.proto");
+    let readme = data("gtfs-realtime/README.md");
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "Usage"),
+        (&["receive"], "receive"),
+        (&["listen"], "<ADDRESS>"),
+        (&["listen", "no port"], "no port"),
+        (&["listen", ":0", "--framing", "u24"], "u24"),
+        (&["listen", ":0", "--max-message-size", "64KB"], "64KiB"),
+        (&["listen", ":0", "--framing", "u8", "--max-message-size", "256"], "255"),
+        (&["listen", ":0", "--framing", "u16le", "--max-message-size", "64KiB"], "65535"),
+        (&["listen", ":0", "--count", "-1"], "-1"),
+        (&["listen", ":0", "--output", "yaml"], "yaml"),
+        (&["listen", ":0", "--output", "json"], "--type"),
+        (&["listen", ":0", "--type", "pkg.Message"], "--proto"),
+        (&["listen", ":0", "--proto", &gtfs], "--type"),
+        (&["listen", ":0", "--proto", &gtfs, "--type", "transit_realtime.Nothing"], "transit_realtime.FeedMessage"),
+        (&["listen", ":0", "--proto", &readme, "--type", "pkg.Message"], "README.md"),
+        (&["listen", ":0", "--proto", "nowhere.proto", "--type", "pkg.Message"], "nowhere.proto"),
+        (&["send"], "<ADDRESS>"),
+        (&["send", "localhost:1", "--input", "none"], "none"),
+        (&["send", "localhost:1", "--input", "json"], "--type"),
+        (&["send", "localhost:1", "--retry-for", "30"], "500ms"),
+        (&["send", "localhost:1", "--delivery", "twice"], "twice"),
+        (&["send", "localhost:1", "--framing", "u8", "--max-message-size", "1MiB"], "255"),
+        (&["demo", "--seconds", "0"], "0"),
+    ];
+    for (arguments, named) in cases {
+        let ended = Program::run(*arguments, b"");
+        assert_eq!(ended.code(), Some(2), "{arguments:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(named), "{arguments:?} should name {named}: {}", ended.stderr);
+        assert!(ended.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn acknowledged_delivery_is_refused_with_1_and_sends_nothing() {
+    let (listener, address) = wire::bind();
+    let ended = Program::run(["send", &address, "--delivery", "acked"], b"hello\n");
+    assert_eq!(ended.code(), Some(1));
+    assert!(ended.stderr.contains("not built yet"), "{}", ended.stderr);
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
