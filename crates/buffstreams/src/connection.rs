@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 
-use crate::dialer::{Dialer, Target};
+use crate::dialer::{Dialer, State, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failed::FailedTo;
 use crate::handler::{Discard, Service};
@@ -25,20 +25,6 @@ use crate::transport::{Address, Liveness, PeerAddress, Transport};
 
 /// The deadline when the last clone of a connection is dropped without a [`close`](Connection::close).
 const DROPPED: Duration = Duration::from_secs(5);
-
-/// Where a connection stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum State {
-    /// An attempt is under way.
-    Connecting,
-    /// There is a socket.
-    Connected,
-    /// There is none; another attempt will be made.
-    Disconnected,
-    /// It was closed, or has given up. This is the last state.
-    Closed,
-}
 
 /// How to dial. Made by [`Connection::builder`].
 #[derive(Clone, Debug)]
@@ -320,7 +306,7 @@ struct Last(Arc<SharedOutbox>);
 
 impl Drop for Last {
     fn drop(&mut self) {
-        self.0.advance_phase(Phase::Closing(Instant::now() + DROPPED));
+        self.0.close_by(Instant::now() + DROPPED);
     }
 }
 

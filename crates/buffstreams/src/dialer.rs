@@ -9,9 +9,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::connection::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failed::FailedTo;
 use crate::handler::{Ended, Peer, Service};
@@ -25,6 +25,20 @@ use crate::transport::{Address, Liveness, PeerAddress, Transport};
 
 /// Why a connection ended that its user closed.
 const CLOSED: &str = "it was closed";
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// An attempt is under way.
+    Connecting,
+    /// There is a socket.
+    Connected,
+    /// There is none; another attempt will be made.
+    Disconnected,
+    /// It was closed, or has given up. This is the last state.
+    Closed,
+}
 
 /// Whom to dial, and how.
 #[derive(Clone, Debug)]
@@ -65,8 +79,10 @@ pub(crate) struct Dialer<S> {
 enum Parted {
     /// All is done.
     Finished,
-    /// It broke, or another was asked for.
-    Lost(Ended),
+    /// It broke.
+    Lost,
+    /// Another was asked for.
+    Reopened,
 }
 
 impl<S: Service> Dialer<S> {
@@ -80,8 +96,9 @@ impl<S: Service> Dialer<S> {
             () = self.closing_deadline_passed() => CLOSED,
             never = self.do_chores(&failed_log) => never,
         };
-        last_will.execute(why, &failed_log);
+        last_will.end(why, &failed_log);
         self.failed_to.hand_over(&self.outbox, &failed_log).await;
+        std::mem::forget(last_will);
     }
 
     /// Uses one socket after the other. Returns why there is no next.
@@ -90,45 +107,52 @@ impl<S: Service> Dialer<S> {
         let mut outage = Outage::begin(std::time::Instant::now());
         let mut at_once = true;
         let mut next = first;
+        // Handlers of lost sockets that still work. They may wait for room, which only the next socket can make.
+        let mut leaving = JoinSet::new();
         for sockets in 0.. {
             let (io, address) = match next.take() {
                 Some(connected) => connected,
                 None => {
                     let connected = tokio::select! {
                         connected = self.reconnect(&mut delays, &mut outage, at_once) => connected,
-                        () = self.nothing_left() => return CLOSED,
+                        () = self.nothing_left() => break,
                     };
+                    // This is the other socket that somebody may have asked for meanwhile.
+                    self.outbox.take_reopen();
                     match connected {
                         Some(connected) => connected,
-                        None => return self.give_up(),
+                        None => {
+                            leaving.detach_all();
+                            return self.give_up();
+                        }
                     }
                 }
             };
-            self.outbox.take_reopen();
             self.state.send_replace(State::Connected);
             tracing::info!(peer = %address, "connected");
             let settled_before = self.outbox.settled();
             let connected_at = Instant::now();
-            match self.use_socket(io, address, sockets).await {
-                Parted::Finished => return CLOSED,
-                Parted::Lost(ended) => {
-                    self.outbox.rewind();
-                    self.outbox.note_attempt();
-                    self.state.send_replace(State::Disconnected);
-                    tracing::warn!("connection lost: {ended}");
-                    at_once = matches!(ended, Ended::Reopened);
-                    let healthy = connected_at.elapsed() >= self.backoff.max;
-                    if healthy {
-                        delays.reset();
-                    }
-                    let progress = self.outbox.settled() > settled_before || self.outbox.is_resolved();
-                    if healthy || progress || at_once {
-                        outage = Outage::begin(std::time::Instant::now());
-                    }
-                }
+            let parted = self.use_socket(io, address, sockets, &mut leaving).await;
+            if matches!(parted, Parted::Finished) {
+                break;
+            }
+            self.outbox.rewind();
+            self.outbox.note_attempt();
+            self.state.send_replace(State::Disconnected);
+            at_once = matches!(parted, Parted::Reopened);
+            let healthy = connected_at.elapsed() >= self.backoff.max;
+            if healthy {
+                delays.reset();
+            }
+            let progress = self.outbox.settled() > settled_before || self.outbox.is_resolved();
+            if healthy || progress || at_once {
+                outage = Outage::begin(std::time::Instant::now());
+            } else {
+                outage.note_attempt();
             }
         }
-        unreachable!("the loop counts to 2^64")
+        while leaving.join_next().await.is_some() {}
+        CLOSED
     }
 
     /// Ready when the connection is being closed and nothing is in hand.
@@ -141,14 +165,15 @@ impl<S: Service> Dialer<S> {
     }
 
     /// One socket, from its first byte to its last.
-    async fn use_socket(&self, io: Transport, address: PeerAddress, number: u64) -> Parted {
+    async fn use_socket(&self, io: Transport, address: PeerAddress, number: u64, leaving: &mut JoinSet<()>) -> Parted {
         let peer = Peer::new(number, address, self.outbox.sender());
         let Some(mut socket) = Socket::open(io, &self.service, &peer, &self.demands) else {
-            return Parted::Lost(Ended::HandlerPanicked);
+            tracing::warn!("connection lost: {}", Ended::HandlerPanicked);
+            return Parted::Lost;
         };
         drop(peer);
         let outbox = &self.outbox;
-        let mut ended = poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             let phase = outbox.poll_phase(cx);
             if outbox.take_reopen() {
                 return Poll::Ready(Ended::Reopened);
@@ -161,12 +186,16 @@ impl<S: Service> Dialer<S> {
             }
         })
         .await;
-        let finished = matches!(ended, Ended::ShutDown);
-        if finished {
-            ended = socket.end_output(outbox).await;
+        if matches!(ended, Ended::ShutDown) {
+            let ended = socket.end_output(outbox).await;
+            socket.finish_handler(&ended, outbox).await;
+            return Parted::Finished;
         }
-        socket.finish_handler(&ended, true, outbox).await;
-        if finished { Parted::Finished } else { Parted::Lost(ended) }
+        tracing::warn!("connection lost: {ended}");
+        let parted = if matches!(ended, Ended::Reopened) { Parted::Reopened } else { Parted::Lost };
+        while leaving.try_join_next().is_some() {}
+        leaving.spawn(socket.leave(ended));
+        parted
     }
 
     /// Tries until there is a socket; `None` when the policy says that it is enough.
@@ -224,8 +253,12 @@ impl<S: Service> Dialer<S> {
 
     /// Ready when a close is under way and its deadline has passed.
     async fn closing_deadline_passed(&self) {
-        if let Phase::Closing(until) = self.outbox.opened_no_more().await {
-            sleep_until(until.into()).await;
+        let mut phase = self.outbox.phase_after(Phase::Open).await;
+        while let Phase::Closing(until) = phase {
+            tokio::select! {
+                () = sleep_until(until.into()) => return,
+                sooner = self.outbox.phase_after(phase) => phase = sooner,
+            }
         }
     }
 
@@ -252,11 +285,6 @@ impl<S: Service> Dialer<S> {
 struct LastWill<'a, S>(&'a Dialer<S>);
 
 impl<S> LastWill<'_, S> {
-    fn execute(self, why: &'static str, log: &Throttle) {
-        self.end(why, log);
-        std::mem::forget(self);
-    }
-
     fn end(&self, why: &'static str, log: &Throttle) {
         let dialer = self.0;
         dialer.outbox.advance_phase(Phase::Ended(why));
@@ -268,6 +296,9 @@ impl<S> LastWill<'_, S> {
 
 impl<S> Drop for LastWill<'_, S> {
     fn drop(&mut self) {
-        self.end("its runtime is gone", &Throttle::default());
+        let log = Throttle::default();
+        self.end("its runtime is gone", &log);
+        // What a full channel did not take is at least logged.
+        FailedTo::Log.hand_over_now(&self.0.outbox, &log);
     }
 }

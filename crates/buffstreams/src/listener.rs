@@ -15,12 +15,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::failed::FailedTo;
 use crate::handler::{Ended, Peer, Service};
 use crate::log::Throttle;
 use crate::proto::framing::{Framing, Prefix};
 use crate::proto::outbox::FailedReason;
 use crate::reader::Demands;
-use crate::sender::{Overflow, Phase, SharedOutbox};
+use crate::sender::{Overflow, Phase, SharedOutbox, deadline_in};
 use crate::socket::Socket;
 use crate::stats::{Received, ReceivedStats, Stats};
 use crate::transport::{Acceptor, Address, Liveness, PeerAddress, Transport};
@@ -347,6 +348,7 @@ struct House<S> {
     reply_memory: usize,
     tenants: Tenants,
     ended_log: Throttle,
+    failed_log: Throttle,
 }
 
 impl<S: Service> House<S> {
@@ -367,6 +369,7 @@ impl<S: Service> House<S> {
             reply_memory: settings.reply_memory,
             tenants: Tenants::default(),
             ended_log: Throttle::default(),
+            failed_log: Throttle::default(),
         }
     }
 
@@ -386,7 +389,10 @@ impl<S: Service> House<S> {
                     Phase::Draining | Phase::Closing(_) => socket.stop_reading(),
                     Phase::Cut | Phase::Ended(_) => return Poll::Ready(Ended::Cut),
                 }
-                socket.poll(cx, &outbox)
+                let poll = socket.poll(cx, &outbox);
+                // Replies that expired; nobody else takes them, and they would take up room.
+                FailedTo::Log.hand_over_now(&outbox, &house.failed_log);
+                poll
             })
             .await;
             // On the heap, so that an idle connection does not carry the room for its own end.
@@ -413,7 +419,7 @@ impl<S: Service> House<S> {
     /// The input of a connection has ended: finishes what is in hand, and writes the replies that are still owed.
     async fn part(&self, socket: Option<Socket<S::Handler>>, ended: &Ended, outbox: &Arc<SharedOutbox>) {
         let Some(mut socket) = socket else { return };
-        socket.finish_handler(ended, matches!(ended, Ended::Io(_)), outbox).await;
+        socket.finish_handler(ended, outbox).await;
         let mut output = socket.into_output();
         let written = match ended {
             Ended::Io(_) | Ended::Cut => return,
@@ -428,7 +434,7 @@ impl<S: Service> House<S> {
             }
         };
         match written {
-            Ok(()) => output.end().await,
+            Ok(()) => output.end(outbox).await,
             Err(error) => tracing::debug!(%error, "replies were cut off"),
         }
     }
@@ -567,6 +573,11 @@ impl Server {
         self.received.read()
     }
 
+    /// Whether it has shut down, or is gone with its runtime.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.reported.has_changed().is_err()
+    }
+
     /// Something that stops it from elsewhere.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
@@ -616,7 +627,7 @@ impl Stopper {
         self.phase.send_if_modified(|phase| {
             let serving = *phase == ServerPhase::Serving;
             if serving {
-                *phase = ServerPhase::Stopping(Instant::now() + deadline);
+                *phase = ServerPhase::Stopping(deadline_in(deadline));
             }
             serving
         });

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 
-use crate::handler::{Ended, Handler, HandlerError, HandlerResult};
+use crate::handler::{Ended, Handler, HandlerError};
 use crate::log::Throttle;
 use crate::proto::framing::{FrameError, Framing};
 use crate::proto::inbox::{Delivered, Flow, Inbox, Room};
@@ -112,10 +112,17 @@ impl<H: Handler> Reader<H> {
         let turn = Instant::now();
         loop {
             match guard(|| self.handler.poll_ready(cx)) {
-                Ok(Poll::Ready(result)) => {
-                    if let Some(ended) = self.judge(result) {
-                        return Poll::Ready(ended);
+                Ok(Poll::Ready(Ok(()))) => {}
+                Ok(Poll::Ready(Err(error))) => {
+                    if let Some(error) = self.demands.judge(error) {
+                        return Poll::Ready(Ended::HandlerFailed(error));
                     }
+                    // The error tells of one piece of work; only when the handler is ready may there be more of it.
+                    if turn.elapsed() > TURN {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                    continue;
                 }
                 Ok(Poll::Pending) => {
                     self.paused = true;
@@ -123,7 +130,7 @@ impl<H: Handler> Reader<H> {
                 }
                 Err(panicked) => return Poll::Ready(panicked),
             }
-            if self.demands.pause_when_congested && replies.is_congested() && !self.stopping {
+            if self.demands.pause_when_congested && replies.is_congested() && (self.backlog || !self.stopping) {
                 // The writer, which shares this task, will wake it.
                 self.paused = true;
                 return Poll::Pending;
@@ -217,14 +224,14 @@ impl<H: Handler> Reader<H> {
         });
         demands.received.count(messages, bytes);
         let result = result?;
+        let now = Instant::now();
         if read > 0 {
-            let now = Instant::now();
             self.last_read = now;
-            if self.inbox.held() == 0 {
-                self.frame_since = None;
-            } else if messages > 0 || self.frame_since.is_none() {
-                self.frame_since = Some(now);
-            }
+        }
+        if self.inbox.held() == 0 {
+            self.frame_since = None;
+        } else if messages > 0 || self.frame_since.is_none() {
+            self.frame_since = Some(now);
         }
         Ok((fatal, result))
     }
@@ -235,13 +242,14 @@ impl<H: Handler> Reader<H> {
         if memory == self.charged {
             return None;
         }
-        let before = self.demands.taken.fetch_add(memory, Ordering::Relaxed);
-        self.demands.taken.fetch_sub(self.charged, Ordering::Relaxed);
-        let grown = memory > self.charged;
-        let total = before - self.charged + memory;
-        self.charged = memory;
-        let limit = self.demands.memory;
-        (grown && self.inbox.held() > 0 && total > limit).then_some(Ended::Overloaded { limit })
+        let Demands { taken, memory: limit, .. } = &*self.demands;
+        let charged = std::mem::replace(&mut self.charged, memory);
+        if memory < charged {
+            taken.fetch_sub(charged - memory, Ordering::Relaxed);
+            return None;
+        }
+        let total = taken.fetch_add(memory - charged, Ordering::Relaxed) + (memory - charged);
+        (self.inbox.held() > 0 && total > *limit).then_some(Ended::Overloaded { limit: *limit })
     }
 
     /// Nothing can be read now. Looks at the clocks that run meanwhile, and gives back what is not needed.
@@ -256,8 +264,12 @@ impl<H: Handler> Reader<H> {
                 keep_until = Some(self.last_read + KEEP_FOR);
             }
         }
-        let frame_until = self.frame_since.zip(frame_deadline).map(|(since, allowed)| since + allowed);
-        let idle_until = idle_deadline.map(|allowed| self.last_read + allowed);
+        // The room for the next read may have grown since the last one.
+        if let Some(overloaded) = self.charge() {
+            return Poll::Ready(overloaded);
+        }
+        let frame_until = self.frame_since.zip(frame_deadline).and_then(|(since, allowed)| since.checked_add(allowed));
+        let idle_until = idle_deadline.and_then(|allowed| self.last_read.checked_add(allowed));
         let Some(next) = [frame_until, idle_until, keep_until].into_iter().flatten().min() else {
             return Poll::Pending;
         };
@@ -289,18 +301,19 @@ impl<H: Handler> Reader<H> {
         Poll::Pending
     }
 
-    /// Counts and logs what the handler could not do; `Some` if that ends the connection.
-    fn judge(&self, result: HandlerResult) -> Option<Ended> {
-        result.err().and_then(|error| self.demands.judge(error)).map(Ended::HandlerFailed)
-    }
-
     /// Waits for work that the handler has begun.
     pub(crate) fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let turn = Instant::now();
         loop {
             match guard(|| self.handler.poll_finished(cx)) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(Ok(()))) | Err(_) => return Poll::Ready(()),
                 Ok(Poll::Ready(Err(error))) => drop(self.demands.judge(error)),
+            }
+            // There may be many errors; a handler that has no end of them is cut with its connection.
+            if turn.elapsed() > TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         }
     }

@@ -89,6 +89,13 @@ impl Phase {
     }
 }
 
+/// The end of the time that is allowed from now on; far away if it cannot be counted.
+pub(crate) fn deadline_in(allowed: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    let now = Instant::now();
+    now.checked_add(allowed).unwrap_or_else(|| now + FAR)
+}
+
 /// An Outbox, and all that its users and its socket's task share.
 pub(crate) struct SharedOutbox {
     state: Mutex<State>,
@@ -108,6 +115,8 @@ pub(crate) struct SharedOutbox {
     phase_changed: Notify,
     /// Failed messages wait, or an earlier expiry came: for the dialer.
     chores: Notify,
+    /// Failed messages wait for their owner.
+    has_failed: AtomicBool,
     /// Another socket is wanted.
     reopen: AtomicBool,
 }
@@ -150,6 +159,7 @@ impl SharedOutbox {
             progress: Notify::new(),
             phase_changed: Notify::new(),
             chores: Notify::new(),
+            has_failed: AtomicBool::new(false),
             reopen: AtomicBool::new(false),
         })
     }
@@ -198,6 +208,7 @@ impl SharedOutbox {
             Ok(()) => {}
             Err(Refusal::Full) if self.overflow == Overflow::FailOldest => {
                 // The dialer hands over what is given up here.
+                self.has_failed.store(true, Ordering::Relaxed);
                 self.chores.notify_one();
                 if !outbox.fail_oldest_for(length, Instant::now()) {
                     return Err(Refusing::Full);
@@ -337,18 +348,26 @@ impl SharedOutbox {
         state.phase
     }
 
-    /// Waits until it is closed; returns the phase that it went to.
+    /// Waits for another phase than the one that is known, and returns it.
     ///
     /// Cancel safe.
-    pub(crate) async fn opened_no_more(&self) -> Phase {
+    pub(crate) async fn phase_after(&self, known: Phase) -> Phase {
         loop {
             let mut changed = pin!(self.phase_changed.notified());
             changed.as_mut().enable();
-            match self.lock().phase {
-                Phase::Open | Phase::Draining => {}
-                phase => return phase,
+            let phase = self.lock().phase;
+            if phase != known {
+                return phase;
             }
             changed.await;
+        }
+    }
+
+    /// Begins to close, unless that was done before with a deadline of its own.
+    pub(crate) fn close_by(&self, until: Instant) {
+        let phase = self.lock().phase;
+        if matches!(phase, Phase::Open | Phase::Draining) {
+            self.advance_phase(Phase::Closing(until));
         }
     }
 
@@ -396,12 +415,16 @@ impl SharedOutbox {
     /// Gives the writer what comes next; `false`, and a wake-up later, if there is nothing.
     pub(crate) fn hand(&self, most: usize, into: &mut VecDeque<Bytes>) -> bool {
         let mut state = self.lock();
-        Self::hand_locked(&mut state, most, into)
+        self.hand_locked(&mut state, most, into)
     }
 
-    fn hand_locked(state: &mut State, most: usize, into: &mut VecDeque<Bytes>) -> bool {
+    fn hand_locked(&self, state: &mut State, most: usize, into: &mut VecDeque<Bytes>) -> bool {
         if state.next_expiry.is_some() {
             state.next_expiry = state.outbox.expire(Instant::now());
+            if state.outbox.has_failed() {
+                self.announce(state, true);
+                self.chores.notify_one();
+            }
         }
         state.outbox.hand(most, into);
         state.asleep = into.is_empty();
@@ -413,7 +436,7 @@ impl SharedOutbox {
         let mut state = self.lock();
         let settled = state.outbox.wrote(bytes);
         if into.is_empty() {
-            Self::hand_locked(&mut state, most, into);
+            self.hand_locked(&mut state, most, into);
         }
         self.announce(&state, settled);
     }
@@ -425,10 +448,13 @@ impl SharedOutbox {
         if bytes <= limit / 2 && self.is_congested() {
             self.congested.store(false, Ordering::Relaxed);
         }
-        if state.head > 0 && bytes <= (limit / 2).min(limit.saturating_sub(state.head)) {
+        // Where the oldest make room, failed messages that nobody takes do not stand in the way of new ones.
+        let has_room = || bytes <= (limit / 2).min(limit.saturating_sub(state.head));
+        if state.head > 0 && (self.overflow == Overflow::FailOldest || has_room()) {
             self.room.notify_waiters();
         }
         if resolved {
+            self.has_failed.store(state.outbox.has_failed(), Ordering::Relaxed);
             self.progress.notify_waiters();
         }
     }
@@ -473,8 +499,15 @@ impl SharedOutbox {
     pub(crate) fn expire(&self) -> Option<Instant> {
         let mut state = self.lock();
         if state.next_expiry.is_some() {
+            let failed = state.outbox.tally().failed;
             state.next_expiry = state.outbox.expire(Instant::now());
-            self.announce(&state, state.outbox.has_failed());
+            if state.outbox.tally().failed != failed {
+                self.announce(&state, true);
+                // A close may have waited for just that.
+                if let Some(task) = &state.task {
+                    task.wake_by_ref();
+                }
+            }
         }
         state.next_expiry
     }
@@ -486,6 +519,7 @@ impl SharedOutbox {
             return None;
         }
         let failed = state.outbox.take_failed();
+        self.has_failed.store(state.outbox.has_failed(), Ordering::Relaxed);
         self.announce(&state, false);
         if self.overflow == Overflow::FailOldest {
             // Its room comes from here, while the queue itself stays as full as it is.
@@ -495,7 +529,7 @@ impl SharedOutbox {
     }
 
     pub(crate) fn has_failed(&self) -> bool {
-        self.lock().outbox.has_failed()
+        self.has_failed.load(Ordering::Relaxed) && self.lock().outbox.has_failed()
     }
 
     /// How many messages were settled so far.
@@ -546,8 +580,9 @@ impl Drop for Head<'_> {
 fn coarse_expiry(lives: Duration) -> Instant {
     static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
     let grain = (lives / EXPIRY_GRAIN).max(Duration::from_millis(1)).as_nanos();
-    let steps = (ORIGIN.elapsed() + lives).as_nanos().div_ceil(grain);
-    *ORIGIN + Duration::from_nanos(u64::try_from(steps * grain).unwrap_or(u64::MAX))
+    let steps = ORIGIN.elapsed().saturating_add(lives).as_nanos().div_ceil(grain);
+    let until = Duration::from_nanos(u64::try_from(steps * grain).unwrap_or(u64::MAX));
+    ORIGIN.checked_add(until).unwrap_or_else(|| deadline_in(lives))
 }
 
 /// Waits for its share of tokio's cooperative budget, so that a loop of sends that are always ready lets others run.
@@ -720,6 +755,21 @@ impl Sender {
             result => result,
         };
         result.map_err(|refusing| shared.error(refusing, length))
+    }
+
+    /// The same, if there is room at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send`](Sender::try_send).
+    ///
+    /// # Panics
+    ///
+    /// As [`send_with`](Sender::send_with).
+    pub fn try_send_with(&self, length: usize, encode: impl FnOnce(&mut Vec<u8>)) -> Result<Receipt> {
+        let push = |outbox: &mut Outbox, expires| outbox.push_with(length, expires, Instant::now, encode);
+        let result = self.shared.accept(length, None, Claim::None, push);
+        result.map_err(|refusing| self.shared.error(refusing, length))
     }
 
     /// Waits until the message with this receipt is settled.

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -63,23 +63,39 @@ impl<H: Handler> Socket<H> {
         self.reader.stop();
     }
 
-    /// Waits for work that the handler has begun, and tells it that it is over. Meanwhile messages go on being written,
-    /// unless the socket is lost: what is written then would count as settled and never arrive.
-    pub(crate) async fn finish_handler(&mut self, why: &Ended, lost: bool, outbox: &SharedOutbox) {
+    /// Waits for work that the handler has begun, and tells it that it is over. Meanwhile messages go on being written;
+    /// once that fails none are accepted any more, so that work which waits for room does not wait for ever.
+    pub(crate) async fn finish_handler(&mut self, why: &Ended, outbox: &SharedOutbox) {
+        let mut broken = matches!(why, Ended::Io(_));
         if !matches!(why, Ended::HandlerPanicked | Ended::Cut) {
             poll_fn(|cx| {
                 if outbox.poll_phase(cx) == Phase::Cut {
                     return Poll::Ready(());
                 }
                 let finished = self.reader.poll_finished(cx);
-                if !lost {
-                    let _ = self.writer.poll(cx, &mut self.io, outbox);
+                if !broken {
+                    broken = self.writer.poll(cx, &mut self.io, outbox).is_ready();
+                }
+                if broken {
+                    // Wakes this task, if that changes anything for the handler.
+                    outbox.close_by(Instant::now());
                 }
                 finished
             })
             .await;
         }
         self.reader.ended(why);
+    }
+
+    /// The socket is lost: closes it, and waits for work that the handler has begun. Nothing is written any more: it
+    /// would count as settled and never arrive.
+    pub(crate) async fn leave(self, why: Ended) {
+        let Socket { io, mut reader, writer } = self;
+        drop((io, writer));
+        if !matches!(why, Ended::HandlerPanicked) {
+            poll_fn(|cx| reader.poll_finished(cx)).await;
+        }
+        reader.ended(&why);
     }
 
     /// Lets go of the handler; what is left can still write.
@@ -125,7 +141,7 @@ impl Output {
     /// Ends this side's stream. If anything was written, what the peer still sends is read and thrown away until it
     /// ends too, or a second passes: closing with unread bytes would make the kernel reset the connection, and destroy
     /// what was just written.
-    pub(crate) async fn end(mut self) {
+    pub(crate) async fn end(mut self, outbox: &SharedOutbox) {
         if self.io.shutdown().await.is_err() || !self.writer.has_written {
             return;
         }
@@ -133,6 +149,13 @@ impl Output {
             let mut waste = vec![0; 4096];
             while self.io.read(&mut waste).await.is_ok_and(|read| read > 0) {}
         };
-        let _ = tokio::time::timeout(LINGER, drain).await;
+        let cut = poll_fn(|cx| match outbox.poll_phase(cx) {
+            Phase::Cut => Poll::Ready(()),
+            _ => Poll::Pending,
+        });
+        tokio::select! {
+            _ = tokio::time::timeout(LINGER, drain) => {}
+            () = cut => {}
+        }
     }
 }

@@ -20,7 +20,7 @@ pub struct Stats {
     pub failed: u64,
     /// Messages that are neither settled nor failed.
     pub in_flight: u64,
-    /// Bytes of memory that frames in flight take, with failed messages that nobody has taken yet.
+    /// Bytes of the frames in flight: those messages with their prefixes.
     pub in_flight_bytes: usize,
 }
 

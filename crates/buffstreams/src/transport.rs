@@ -161,13 +161,15 @@ impl Liveness {
         stream.set_nodelay(true)?;
         let socket = SockRef::from(stream);
         if let Some(after) = self.keepalive {
+            // Within what the kernel takes: whole seconds, and no more than it can count.
+            let after = after.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
             let keepalive = TcpKeepalive::new().with_time(after);
             #[cfg(not(target_os = "openbsd"))]
             let keepalive = keepalive.with_interval(Duration::from_secs(10));
             socket.set_tcp_keepalive(&keepalive)?;
         }
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        socket.set_tcp_user_timeout(self.write_stall)?;
+        socket.set_tcp_user_timeout(self.write_stall.map(|allowed| allowed.max(Duration::from_millis(1))))?;
         Ok(())
     }
 }

@@ -51,13 +51,10 @@ impl Writer {
         io: &mut (impl AsyncWrite + Unpin),
         outbox: &SharedOutbox,
     ) -> Poll<io::Error> {
+        if let Some(error) = ready!(self.poll_flush(cx, io, outbox)) {
+            return Poll::Ready(error);
+        }
         for _ in 0..WRITES_PER_TURN {
-            if self.unflushed > 0 {
-                if let Err(error) = ready!(Pin::new(&mut *io).poll_flush(cx)) {
-                    return Poll::Ready(error);
-                }
-                outbox.wrote(std::mem::take(&mut self.unflushed), MOST, &mut self.buffers);
-            }
             if self.buffers.is_empty() && !outbox.hand(MOST, &mut self.buffers) {
                 return self.rest(cx, outbox);
             }
@@ -66,9 +63,29 @@ impl Writer {
                 Ok(written) => self.took(written),
                 Err(error) => return Poll::Ready(error),
             }
+            // At once: if the socket is lost after this turn, what the kernel took must not be sent again.
+            if let Some(error) = ready!(self.poll_flush(cx, io, outbox)) {
+                return Poll::Ready(error);
+            }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Passes on what the stream took, and tells the Outbox. `Some` is an error.
+    fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut (impl AsyncWrite + Unpin),
+        outbox: &SharedOutbox,
+    ) -> Poll<Option<io::Error>> {
+        if self.unflushed > 0 {
+            if let Err(error) = ready!(Pin::new(io).poll_flush(cx)) {
+                return Poll::Ready(Some(error));
+            }
+            outbox.wrote(std::mem::take(&mut self.unflushed), MOST, &mut self.buffers);
+        }
+        Poll::Ready(None)
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<usize>> {

@@ -241,6 +241,17 @@ impl Framing {
     /// Appends the prefix of a message of this length, which the caller has [checked](Self::check).
     #[inline]
     pub(crate) fn put_prefix(&self, length: usize, out: &mut Vec<u8>) {
+        // A store of eight bytes and a cut are cheaper than a copy of a width that is known only at run time.
+        let (bytes, width) = self.prefix_bytes(length);
+        let end = out.len() + width;
+        out.extend_from_slice(&bytes);
+        out.truncate(end);
+    }
+
+    /// The prefix of a message of this length, which the caller has [checked](Self::check), and its width. The bytes
+    /// behind it mean nothing.
+    #[inline]
+    pub(crate) fn prefix_bytes(&self, length: usize) -> ([u8; 8], usize) {
         debug_assert!(length <= self.max);
         let length = length as u64;
         let word = match self.prefix {
@@ -251,10 +262,7 @@ impl Framing {
             Prefix::U32Be => length.swap_bytes() >> 32,
             Prefix::U64Be => length.swap_bytes(),
         };
-        // A store of eight bytes and a cut are cheaper than a copy of a width that is known only at run time.
-        let end = out.len() + self.prefix_width(length as usize);
-        out.extend_from_slice(&word.to_le_bytes());
-        out.truncate(end);
+        (word.to_le_bytes(), self.prefix_width(length as usize))
     }
 
     /// Reads the prefix at the start of `bytes`; `None` if it is not complete yet.

@@ -11,7 +11,7 @@ use std::fmt;
 use std::ops::Deref;
 
 use bytes::buf::Limit;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::framing::{FrameError, Framing};
 
@@ -111,18 +111,20 @@ pub(crate) enum Room<'a> {
 pub(crate) struct Inbox {
     framing: Framing,
     held: BytesMut,
+    /// What of `held` was lent between two pauses. It is cut off with the last whole frame, and counted until then.
+    lent: usize,
     /// Whether `held` begins with an incomplete large frame, of this many bytes in all.
     large: Option<usize>,
 }
 
 impl Inbox {
     pub(crate) fn new(framing: Framing) -> Inbox {
-        Inbox { framing, held: BytesMut::new(), large: None }
+        Inbox { framing, held: BytesMut::new(), lent: 0, large: None }
     }
 
     /// Bytes received that no handler has seen.
     pub(crate) fn held(&self) -> usize {
-        self.held.len()
+        self.held.len() - self.lent
     }
 
     /// Bytes of memory that this connection's buffer takes.
@@ -171,10 +173,16 @@ impl Inbox {
             return Ok(self.deliver_large(&mut each));
         }
         if read == 0 {
-            let (taken, result) = scan(self.framing, &self.held, most, &mut each);
-            self.held.advance(taken);
+            let (taken, result) = scan(self.framing, &self.held[self.lent..], most, &mut each);
+            self.lent += taken;
+            if result != Ok(Delivered::Paused) || self.held() == 0 {
+                self.held.copy_within(self.lent.., 0);
+                self.held.truncate(self.held.len() - self.lent);
+                self.lent = 0;
+            }
             return self.settle(result);
         }
+        debug_assert_eq!(self.lent, 0, "what a pause left is lent before anything is read");
         let torn = self.held.len();
         scratch[..torn].copy_from_slice(&self.held);
         self.held.clear();

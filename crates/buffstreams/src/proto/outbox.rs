@@ -240,7 +240,7 @@ impl Outbox {
         if self.framing.check(length).is_err() {
             return Err(Refusal::TooLarge);
         }
-        let taken = self.bytes + self.failed_bytes + self.reserved + beside;
+        let taken = self.bytes() + beside;
         if taken != 0 && taken + self.frame_size(length) > self.limit {
             return Err(Refusal::Full);
         }
@@ -334,6 +334,10 @@ impl Outbox {
 
     #[cold]
     fn open_another(&mut self, more: usize, expires: Option<Instant>, now: Instant) {
+        if self.tail.expires != expires {
+            // Where every message expires at another time, each has a chunk: that must not cost more than is counted.
+            self.tail.frames.shrink_to_fit();
+        }
         self.seal(Bytes::new());
         if self.tail.frames.capacity() == 0 {
             self.tail.frames = match self.spare.pop() {
@@ -412,7 +416,8 @@ impl Outbox {
         if let Ok(mut buffer) = frames.try_into_mut() {
             buffer.clear();
             let buffer = Vec::from(buffer);
-            if self.bytes + self.spare_bytes + buffer.capacity() <= self.limit {
+            let is_useful = buffer.capacity() >= FIRST_CAPACITY;
+            if is_useful && self.bytes + self.spare_bytes + buffer.capacity() <= self.limit {
                 self.spare_bytes += buffer.capacity();
                 self.spare.push(buffer);
             }
@@ -484,7 +489,7 @@ impl Outbox {
             self.seal(Bytes::new());
         }
         let mut index = self.handed;
-        let mut next = self.tail.expires;
+        let mut next = if self.tail.count > 0 { self.tail.expires } else { None };
         while let Some(chunk) = self.chunks.get(index) {
             match chunk.expires {
                 Some(expires) if expires <= now && !chunk.touched => {
@@ -505,7 +510,7 @@ impl Outbox {
     /// there is: not if all that is left was begun to be written, or if nobody takes the failed messages.
     pub(crate) fn fail_oldest_for(&mut self, length: usize, now: Instant) -> bool {
         let frame = self.frame_size(length);
-        while self.bytes + self.reserved != 0 && self.bytes + self.reserved + frame > self.limit {
+        while self.kept() != 0 && self.kept() + frame > self.limit {
             let mut index = self.handed;
             while self.chunks.get(index).is_some_and(|chunk| chunk.touched) {
                 index += 1;
@@ -548,26 +553,21 @@ impl Outbox {
         if self.runs.len() > REMEMBERED_RUNS {
             let oldest = self.runs.pop_front().expect("there are many");
             self.forgotten += oldest.end - oldest.start;
-            self.known_from = oldest.end;
+            self.known_from = self.known_from.max(oldest.end);
         }
     }
 
     /// The next failed message for its owner. Its bytes no longer count from here on.
     pub(crate) fn take_failed(&mut self) -> Option<FailedMessage> {
-        loop {
-            let (chunk, reason, at) = self.failed.front_mut()?;
-            let (attempts, age, reason) = (chunk.attempts, at.saturating_duration_since(chunk.begun), *reason);
-            match chunk.pop(&self.framing) {
-                Some((number, message, frame)) => {
-                    self.failed_bytes -= frame;
-                    return Some(FailedMessage { number, message, reason, attempts, age });
-                }
-                None => {
-                    self.failed_bytes -= size_of::<Chunk>();
-                    self.failed.pop_front();
-                }
-            }
+        let (chunk, reason, at) = self.failed.front_mut()?;
+        let (attempts, age, reason) = (chunk.attempts, at.saturating_duration_since(chunk.begun), *reason);
+        let (number, message, frame) = chunk.pop(&self.framing)?;
+        self.failed_bytes -= frame;
+        if chunk.count == 0 {
+            self.failed_bytes -= size_of::<Chunk>();
+            self.failed.pop_front();
         }
+        Some(FailedMessage { number, message, reason, attempts, age })
     }
 
     /// Whether failed messages wait for their owner.
@@ -578,7 +578,13 @@ impl Outbox {
     /// Bytes of memory that messages take: those in flight, those failed and not yet taken, and promised room.
     #[inline]
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes + self.failed_bytes + self.reserved
+        self.kept() + self.failed_bytes
+    }
+
+    /// The same without those that failed.
+    #[inline]
+    fn kept(&self) -> usize {
+        self.bytes + self.chunks.len() * size_of::<Chunk>() + self.reserved
     }
 
     /// Bytes that it may hold.
@@ -610,10 +616,11 @@ impl Outbox {
         }
     }
 
-    /// How many messages with numbers below this one have failed.
+    /// How many messages with numbers below this one have failed. Where failures were forgotten that lie behind it,
+    /// this may be more than there were.
     pub(crate) fn failed_before(&self, number: u64) -> u64 {
         let remembered = self.runs.iter().map(|run| run.end.min(number).saturating_sub(run.start)).sum::<u64>();
-        self.forgotten.min(number) + remembered
+        number.min(self.forgotten + remembered)
     }
 
     /// Counters and queue, read together. What is in flight is counted from the queue itself.
