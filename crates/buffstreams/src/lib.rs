@@ -1,7 +1,88 @@
-//! Streams length-prefixed messages over TCP.
+//! Streams length-prefixed messages, Protocol Buffers or any bytes, over TCP and Unix sockets.
+//!
+//! The boring and dangerous parts are in here: framing, batching, back-pressure, reconnecting, retrying, draining, limits,
+//! and an account of every message. You bring bytes and a callback.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//! use buffstreams::{Connection, Listener};
+//!
+//! // Receive: each message is lent to the closure, without a copy.
+//! let listener = Listener::bind("127.0.0.1:0").await?;
+//! let server = listener.spawn(|message: &[u8]| {
+//!     println!("received {} bytes", message.len());
+//!     Ok(())
+//! });
+//!
+//! // Send: returns when the message is accepted into bounded memory. Batches form by themselves.
+//! let connection = Connection::dial(server.local_address()).await?;
+//! connection.send(b"hello").await?;
+//! connection.flush().await?; // everything accepted so far is settled, or failed
+//! let stats = connection.close(Duration::from_secs(5)).await?;
+//! assert_eq!(stats.accepted, stats.settled + stats.failed);
+//!
+//! let report = server.shutdown(Duration::from_secs(5)).await;
+//! assert_eq!(report.received.messages, 1);
+//! # Ok(()) }
+//! ```
+//!
+//! # Two straight lines
+//!
+//! ```text
+//! receive:  socket -> worker's scratch buffer -> Inbox (finds frames) -> Handler (messages lent as &[u8])
+//! send:     send(&[u8]) -> Outbox (encodes into the tail chunk) -> writer -> socket
+//! ```
+//!
+//! # Words
+//!
+//! A *message* is your bytes; a *frame* is prefix and message, as on the wire. A message is *accepted* when `send` returns
+//! `Ok`: from then on the library has charge of it. It is *settled* when the kernel took its whole frame, or *failed* when the
+//! library gave it up: then it goes back to you, with a reason. At every moment, for every connection,
+//! `recovered + accepted = settled + failed + in flight`; see [`Stats`].
+//!
+//! # What is promised, and what is not
+//!
+//! Messages of one connection arrive in the order of their acceptance. A lost peer is dialled again, as [`Retry`] says, and
+//! what is not settled is sent again. Memory is bounded: by [`ConnectionBuilder::memory`] on the way out, by
+//! [`ListenerBuilder::receive_memory`] and one read for each connection on the way in.
+//!
+//! **Settled is not received.** When a connection breaks, bytes that the kernel had taken may be lost on their way or in the
+//! peer's buffers, and nobody learns of it; a frame that was half taken is sent again, so nothing arrives torn, and nothing
+//! arrives twice unless the peer read the whole of a frame that this side could not finish writing (impossible over TCP).
+//! Whoever needs to know that a message was handled lets the other side say so.
+//!
+//! # Where to go from here
+//!
+//! | you want | look at |
+//! |---|---|
+//! | state for each connection, replies | [`per_connection`], [`Handler`], [`Peer::sender`] |
+//! | to await, or to block, in a handler | [`async_handler`], [`blocking_handler`] |
+//! | a `Stream` of messages, or `recv()` | [`messages`] |
+//! | a `Sink` | [`Connection::sink`] |
+//! | what the other side sends back | [`ConnectionBuilder::handler`] |
+//! | failed messages | [`ConnectionBuilder::on_failed`], [`ConnectionBuilder::failed_to`] |
+//! | another wire format | [`Prefix`], [`Framing`] |
+//! | listeners and connections by address | [`Manager`] |
+//! | no async runtime of your own | [`blocking`] |
+//! | typed messages | the features `prost` and `buffa`, module `typed` |
+//! | only the framing, as a tokio codec | the feature `codec` and [`Framing`] |
+//! | your own streams | [`ConnectionBuilder::from_io`], [`ListenerBuilder::serve_io`] |
+//!
+//! # Runtime
+//!
+//! The library runs on tokio, with one worker or many, and starts one task for each open socket. Callbacks run on those
+//! tasks. If the runtime is dropped, messages in hand fail and go to their owner. A panic in a handler ends its connection
+//! and nothing else; in a program built with `panic = "abort"` it ends the program, as everywhere.
+//!
+//! Events worth a log line (connected, lost, retried, refused) are `tracing` events, never one per message, and at a bounded
+//! rate where a stranger can provoke them: a burst of 20, then 20 a second, with a count of those left out.
 
 mod proto;
 
+pub mod blocking;
+#[cfg(feature = "codec")]
+mod codec;
 mod connection;
 mod dialer;
 mod error;
@@ -9,6 +90,7 @@ mod failed;
 mod handler;
 mod listener;
 mod log;
+mod manager;
 mod reader;
 mod retry;
 mod sender;
@@ -17,17 +99,21 @@ mod socket;
 mod stats;
 mod stream;
 mod transport;
+#[cfg(any(feature = "buffa", feature = "prost"))]
+pub mod typed;
 mod writer;
 
 pub use bytes::Bytes;
 
-pub use connection::{Connection, ConnectionBuilder, State};
+pub use connection::{Connection, ConnectionBuilder};
+pub use dialer::State;
 pub use error::{Error, ErrorKind, Refused, Result};
 pub use handler::{
     AsyncHandler, AsyncService, BlockingWork, Discard, Ended, Handler, HandlerError, HandlerResult, Peer,
     PerConnection, Service, Shared, async_handler, blocking_handler, per_connection,
 };
 pub use listener::{Listener, ListenerBuilder, OnHandlerError, Server, ShutdownReport, Stopper};
+pub use manager::{Manager, ManagerReport};
 pub use proto::framing::{
     DEFAULT_MAX_MESSAGE_SIZE, FrameError, Framing, FramingError, Prefix, PrefixBytes, PrefixFault,
 };
