@@ -1,0 +1,12 @@
+//! The library over real sockets: loopback, port 0, and waiting for conditions instead of for time.
+
+mod architecture;
+mod blocking;
+mod codec;
+mod connection;
+mod hostile;
+mod lifecycle;
+mod manager;
+mod receive;
+mod support;
+mod typed;
