@@ -41,28 +41,23 @@
 //! # Ok(()) }
 //! ```
 
-use std::collections::VecDeque;
-use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
-use std::pin::Pin;
+use std::sync::LazyLock;
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll, ready};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
 
+use crate::blocking_handler::blocking_handler;
 use crate::connection::ConnectionBuilder;
 use crate::dialer::State;
 use crate::error::{Error, ErrorKind, Refused, Result};
-use crate::handler::{Handler, HandlerError, HandlerResult, Peer, Service};
+use crate::handler::{HandlerResult, Peer, Service};
 use crate::listener::{ListenerBuilder, ShutdownReport, Stopper};
 use crate::proto::framing::Framing;
-use crate::proto::inbox::Message;
 use crate::sender::{Flushed, Receipt};
 use crate::stats::{ReceivedStats, Stats};
 use crate::transport::Address;
@@ -409,7 +404,7 @@ impl Listener {
     where
         F: Fn(&[u8]) -> HandlerResult + Send + Sync + 'static,
     {
-        self.spawn_service(OnThread(work))
+        self.spawn_service(blocking_handler(move |message: &[u8], _: &Peer| work(message)))
     }
 
     /// Serves in the background with any service of the async side. Its handlers run on the runtime's threads and must
@@ -453,71 +448,5 @@ impl Server {
     /// Waits until somebody has [stopped](Stopper::stop) it, and it has ended.
     pub fn stopped(self) -> ShutdownReport {
         wait(self.server.stopped())
-    }
-}
-
-/// A closure that is called on a thread where it may block.
-struct OnThread<F>(F);
-
-impl<F> Service for OnThread<F>
-where
-    F: Fn(&[u8]) -> HandlerResult + Send + Sync + 'static,
-{
-    type Handler = ThreadHandler<F>;
-
-    fn connected(self: Arc<Self>, _peer: &Peer) -> ThreadHandler<F> {
-        ThreadHandler { service: self, waiting: Vec::new(), running: None, errors: VecDeque::new() }
-    }
-}
-
-/// Hands what a read has brought to a thread, all of it at once.
-struct ThreadHandler<F> {
-    service: Arc<OnThread<F>>,
-    waiting: Vec<Bytes>,
-    running: Option<JoinHandle<VecDeque<HandlerError>>>,
-    /// What the closure returned for the messages that the last thread had, and was not reported yet.
-    errors: VecDeque<HandlerError>,
-}
-
-impl<F> fmt::Debug for ThreadHandler<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ThreadHandler").field("waiting", &self.waiting.len()).finish_non_exhaustive()
-    }
-}
-
-impl<F> Handler for ThreadHandler<F>
-where
-    F: Fn(&[u8]) -> HandlerResult + Send + Sync + 'static,
-{
-    fn message(&mut self, message: Message<'_>) -> HandlerResult {
-        self.waiting.push(message.to_bytes());
-        Ok(())
-    }
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
-        loop {
-            if let Some(thread) = &mut self.running {
-                let ended = ready!(Pin::new(thread).poll(cx));
-                self.running = None;
-                self.errors = match ended {
-                    Ok(errors) => errors,
-                    Err(error) => match error.try_into_panic() {
-                        Ok(panic) => std::panic::resume_unwind(panic),
-                        Err(cancelled) => return Poll::Ready(Err(cancelled.into())),
-                    },
-                };
-            }
-            if let Some(error) = self.errors.pop_front() {
-                return Poll::Ready(Err(error));
-            }
-            if self.waiting.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            let batch = std::mem::take(&mut self.waiting);
-            let service = Arc::clone(&self.service);
-            self.running = Some(tokio::task::spawn_blocking(move || {
-                batch.iter().filter_map(|message| (service.0)(message).err()).collect()
-            }));
-        }
     }
 }

@@ -18,7 +18,8 @@ use crate::proto::framing::{Framing, Prefix};
 use crate::proto::outbox::FailedMessage;
 use crate::reader::Demands;
 use crate::retry::{Backoff, Retry};
-use crate::sender::{Overflow, Phase, Sender, SharedOutbox, deadline_in};
+use crate::sender::Sender;
+use crate::shared_outbox::{Overflow, Phase, SharedOutbox, deadline_in};
 use crate::sink::MessageSink;
 use crate::stats::{Received, ReceivedStats, Stats};
 use crate::transport::{Address, Liveness, PeerAddress, Transport};
@@ -241,7 +242,7 @@ impl<S: Service> ConnectionBuilder<S> {
         let state = if first.is_some() { State::Connected } else { State::Connecting };
         let (state, states) = watch::channel(state);
         let connection = Connection {
-            sender: outbox.sender(),
+            sender: Sender::new(&outbox),
             states,
             received: Arc::clone(&received),
             _last: Arc::new(Last(Arc::clone(&outbox))),

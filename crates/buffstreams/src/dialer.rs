@@ -19,7 +19,8 @@ use crate::log::Throttle;
 use crate::proto::outbox::FailedReason;
 use crate::reader::Demands;
 use crate::retry::{Backoff, Delays, Outage, Retry};
-use crate::sender::{Phase, SharedOutbox};
+use crate::sender::Sender;
+use crate::shared_outbox::{Phase, SharedOutbox};
 use crate::socket::Socket;
 use crate::transport::{Address, Liveness, PeerAddress, Transport};
 
@@ -166,7 +167,7 @@ impl<S: Service> Dialer<S> {
 
     /// One socket, from its first byte to its last.
     async fn use_socket(&self, io: Transport, address: PeerAddress, number: u64, leaving: &mut JoinSet<()>) -> Parted {
-        let peer = Peer::new(number, address, self.outbox.sender());
+        let peer = Peer::new(number, address, Sender::new(&self.outbox));
         let Some(mut socket) = Socket::open(io, &self.service, &peer, &self.demands) else {
             tracing::warn!("connection lost: {}", Ended::HandlerPanicked);
             return Parted::Lost;

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::log::Throttle;
 use crate::proto::outbox::FailedMessage;
-use crate::sender::SharedOutbox;
+use crate::shared_outbox::SharedOutbox;
 
 /// The owner of messages that were given up.
 #[derive(Clone, Default)]

@@ -1,18 +1,13 @@
 //! What the user does with received messages: handlers, and the services that make one for every connection.
 //!
-//! There is one kind of handler. Closures, async handlers, blocking handlers and streams are handlers that are built
-//! here and in `stream.rs`; the reader knows only the trait.
+//! There is one kind of handler. Closures are handlers by what is written here, async and blocking ones by the files of
+//! those names, a stream of messages by `stream.rs`; the reader knows only the trait.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
-
-use bytes::Bytes;
 
 use crate::proto::framing::FrameError;
 use crate::proto::inbox::Message;
@@ -136,7 +131,7 @@ impl Peer {
 
 /// Takes the messages of one connection, one after the other.
 ///
-/// Calls come from the connection's task and must not block it; see [`blocking_handler`] for work that does. What a
+/// Calls come from the connection's task and must not block it; see [`blocking_handler`](crate::blocking_handler) for work that does. What a
 /// handler keeps between messages is its own: it is made for one connection, by a [`Service`].
 ///
 /// ```
@@ -269,163 +264,5 @@ impl Service for Discard {
 impl Handler for Discard {
     fn message(&mut self, _message: Message<'_>) -> HandlerResult {
         Ok(())
-    }
-}
-
-/// A service that runs an async function for every message, which it owns.
-///
-/// One message of a connection at a time, in order, unless [`concurrency`](AsyncService::concurrency) says more. The
-/// futures run on the connection's task: other connections go on in parallel, and reading waits while they work. At most
-/// the messages of one read wait for their turn (256 KiB, or one large message).
-///
-/// ```
-/// use buffstreams::{Bytes, Peer, async_handler};
-///
-/// let service = async_handler(|message: Bytes, peer: Peer| async move {
-///     peer.sender().send(&message).await?;
-///     Ok(())
-/// });
-/// # let _ = service;
-/// ```
-pub fn async_handler<F, W>(work: F) -> AsyncService<F>
-where
-    F: Fn(Bytes, Peer) -> W + Send + Sync + 'static,
-    W: Future<Output = HandlerResult> + Send + 'static,
-{
-    AsyncService { work: Arc::new(work), concurrency: 1 }
-}
-
-/// A message in work on a thread of the blocking pool.
-pub type BlockingWork = Pin<Box<dyn Future<Output = HandlerResult> + Send>>;
-
-/// A service that runs a function for every message on a thread where it may block.
-///
-/// The threads are tokio's blocking pool. One message of a connection at a time, in order, unless
-/// [`concurrency`](AsyncService::concurrency) says more; a panic in the function ends the connection.
-pub fn blocking_handler<F>(work: F) -> AsyncService<impl Fn(Bytes, Peer) -> BlockingWork + Send + Sync + 'static>
-where
-    F: Fn(&[u8], &Peer) -> HandlerResult + Send + Sync + 'static,
-{
-    let work = Arc::new(work);
-    async_handler(move |message: Bytes, peer: Peer| {
-        let work = Arc::clone(&work);
-        let thread = tokio::task::spawn_blocking(move || work(&message, &peer));
-        Box::pin(async move {
-            match thread.await {
-                Ok(result) => result,
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    Err(cancelled) => Err(cancelled.into()),
-                },
-            }
-        }) as BlockingWork
-    })
-}
-
-/// See [`async_handler`] and [`blocking_handler`].
-#[derive(Debug)]
-pub struct AsyncService<F> {
-    work: Arc<F>,
-    concurrency: usize,
-}
-
-impl<F> AsyncService<F> {
-    /// Lets up to `most` messages of a connection be in work at the same time (default and least 1). They begin in
-    /// order, and end as they end.
-    pub fn concurrency(mut self, most: usize) -> Self {
-        self.concurrency = most.max(1);
-        self
-    }
-}
-
-impl<F, W> Service for AsyncService<F>
-where
-    F: Fn(Bytes, Peer) -> W + Send + Sync + 'static,
-    W: Future<Output = HandlerResult> + Send + 'static,
-{
-    type Handler = AsyncHandler<F, W>;
-
-    fn connected(self: Arc<Self>, peer: &Peer) -> AsyncHandler<F, W> {
-        AsyncHandler {
-            work: Arc::clone(&self.work),
-            concurrency: self.concurrency,
-            peer: peer.clone(),
-            waiting: VecDeque::new(),
-            running: Vec::new(),
-        }
-    }
-}
-
-/// The handler of an [`AsyncService`].
-pub struct AsyncHandler<F, W> {
-    work: Arc<F>,
-    concurrency: usize,
-    peer: Peer,
-    waiting: VecDeque<Bytes>,
-    running: Vec<Pin<Box<W>>>,
-}
-
-impl<F, W> fmt::Debug for AsyncHandler<F, W> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AsyncHandler")
-            .field("peer", &self.peer)
-            .field("waiting", &self.waiting.len())
-            .field("running", &self.running.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl<F, W> AsyncHandler<F, W>
-where
-    F: Fn(Bytes, Peer) -> W + Send + Sync + 'static,
-    W: Future<Output = HandlerResult> + Send + 'static,
-{
-    /// Polls what runs and begins what waits, until an error, or nothing more can be done now.
-    fn advance(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        loop {
-            let mut index = 0;
-            while index < self.running.len() {
-                match self.running[index].as_mut().poll(cx) {
-                    Poll::Pending => index += 1,
-                    Poll::Ready(result) => {
-                        drop(self.running.swap_remove(index));
-                        result?;
-                    }
-                }
-            }
-            let room = self.concurrency - self.running.len();
-            let begin = room.min(self.waiting.len());
-            if begin == 0 {
-                return Ok(());
-            }
-            for message in self.waiting.drain(..begin) {
-                self.running.push(Box::pin((self.work)(message, self.peer.clone())));
-            }
-        }
-    }
-}
-
-impl<F, W> Handler for AsyncHandler<F, W>
-where
-    F: Fn(Bytes, Peer) -> W + Send + Sync + 'static,
-    W: Future<Output = HandlerResult> + Send + 'static,
-{
-    fn message(&mut self, message: Message<'_>) -> HandlerResult {
-        self.waiting.push_back(message.to_bytes());
-        Ok(())
-    }
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
-        self.advance(cx)?;
-        if self.waiting.is_empty() && self.running.len() < self.concurrency {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
-        }
-    }
-
-    fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
-        ready!(self.poll_ready(cx))?;
-        if self.running.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 }

@@ -80,7 +80,9 @@
 
 mod proto;
 
+mod async_handler;
 pub mod blocking;
+mod blocking_handler;
 #[cfg(feature = "codec")]
 mod codec;
 mod connection;
@@ -88,12 +90,14 @@ mod dialer;
 mod error;
 mod failed;
 mod handler;
+mod house;
 mod listener;
 mod log;
 mod manager;
 mod reader;
 mod retry;
 mod sender;
+mod shared_outbox;
 mod sink;
 mod socket;
 mod stats;
@@ -105,12 +109,13 @@ mod writer;
 
 pub use bytes::Bytes;
 
+pub use async_handler::{AsyncHandler, AsyncService, async_handler};
+pub use blocking_handler::{BlockingHandler, BlockingService, blocking_handler};
 pub use connection::{Connection, ConnectionBuilder};
 pub use dialer::State;
 pub use error::{Error, ErrorKind, Refused, Result};
 pub use handler::{
-    AsyncHandler, AsyncService, BlockingWork, Discard, Ended, Handler, HandlerError, HandlerResult, Peer,
-    PerConnection, Service, Shared, async_handler, blocking_handler, per_connection,
+    Discard, Ended, Handler, HandlerError, HandlerResult, Peer, PerConnection, Service, Shared, per_connection,
 };
 pub use listener::{Listener, ListenerBuilder, OnHandlerError, Server, ShutdownReport, Stopper};
 pub use manager::{Manager, ManagerReport};
@@ -120,7 +125,8 @@ pub use proto::framing::{
 pub use proto::inbox::Message;
 pub use proto::outbox::{FailedMessage, FailedReason};
 pub use retry::{Backoff, Retry};
-pub use sender::{Flushed, Overflow, Receipt, Sender};
+pub use sender::{Flushed, Receipt, Sender};
+pub use shared_outbox::Overflow;
 pub use sink::MessageSink;
 pub use stats::{ReceivedStats, Stats};
 pub use stream::{Messages, MessagesHandler, MessagesService, messages};

@@ -1,29 +1,25 @@
-//! Bind, accept, limit, shut down: every accepted socket gets a task of its own, with a reader and a writer for replies.
+//! Bind, accept, limit, shut down. What happens on an accepted socket is the matter of `house.rs`.
 //!
 //! A stranger's bytes can end their own connection and nothing else. When the server is gone its port is free.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::failed::FailedTo;
-use crate::handler::{Ended, Peer, Service};
+use crate::handler::{Ended, Service};
+use crate::house::House;
 use crate::log::Throttle;
 use crate::proto::framing::{Framing, Prefix};
-use crate::proto::outbox::FailedReason;
 use crate::reader::Demands;
-use crate::sender::{Overflow, Phase, SharedOutbox, deadline_in};
-use crate::socket::Socket;
-use crate::stats::{Received, ReceivedStats, Stats};
+use crate::shared_outbox::deadline_in;
+use crate::stats::{Received, ReceivedStats};
 use crate::transport::{Acceptor, Address, Liveness, PeerAddress, Transport};
 
 /// Waiting times when the machine has no file descriptor left: from the first to the last, doubling.
@@ -31,9 +27,6 @@ const STARVED: (Duration, Duration) = (Duration::from_millis(10), Duration::from
 
 /// At most one log line about that in this time.
 const STARVED_LOG: Duration = Duration::from_secs(5);
-
-/// How long a connection that broke a rule may take to get the replies it is still owed.
-const PARTING: Duration = Duration::from_secs(1);
 
 /// The deadline when a server is dropped without a [`shutdown`](Server::shutdown).
 const DROPPED: Duration = Duration::from_secs(5);
@@ -179,8 +172,22 @@ impl ListenerBuilder {
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         service: S,
     ) -> Result<Ended> {
-        let house = Arc::new(House::new(self.framing()?, self, service));
+        let house = Arc::new(House::new(service, self.demands(self.framing()?), self.reply_memory));
         Ok(house.serve(Transport::Io(Box::new(io)), PeerAddress::Io).await)
+    }
+
+    fn demands(&self, framing: Framing) -> Demands {
+        Demands {
+            framing,
+            frame_deadline: self.frame_deadline,
+            idle_deadline: self.idle_deadline,
+            close_on_handler_error: self.on_handler_error == OnHandlerError::Close,
+            pause_when_congested: true,
+            memory: self.receive_memory,
+            taken: AtomicUsize::new(0),
+            received: Arc::default(),
+            handler_errors: Throttle::default(),
+        }
     }
 
     fn framing(&self) -> Result<Framing> {
@@ -269,13 +276,14 @@ impl Listener {
         let Listener { acceptor, address, framing, settings, stopper } = self;
         let liveness = settings.liveness;
         let most = settings.max_connections;
-        let house = Arc::new(House::new(framing, settings, service));
+        let house = Arc::new(House::new(service, settings.demands(framing), settings.reply_memory));
         let watching = stopper.phase.subscribe();
         let (report, reported) = watch::channel(None);
-        let received = Arc::clone(&house.demands.received);
+        let received = Arc::clone(house.received());
         tokio::spawn(async move {
             let deadline = accept_until_stopped(acceptor, liveness, most, &house, watching).await;
-            let _ = report.send(Some(house.shut_down(deadline).await));
+            let (cut, blocked) = house.shut_down(deadline).await;
+            let _ = report.send(Some(ShutdownReport { cut, blocked, received: house.received().read() }));
         });
         Server { address, stopper, reported, received }
     }
@@ -314,8 +322,8 @@ async fn accept_until_stopped<S: Service>(
             accepted = acceptor.accept(liveness) => accepted,
         };
         match accepted {
-            Ok((_, peer)) if house.tenants.count() >= most => {
-                house.demands.received.refused.fetch_add(1, Ordering::Relaxed);
+            Ok((_, peer)) if house.open_connections() >= most => {
+                house.received().refused.fetch_add(1, Ordering::Relaxed);
                 refused_log
                     .warn(|left_out| tracing::warn!(%peer, most, left_out, "connection refused: too many are open"));
             }
@@ -339,211 +347,6 @@ async fn accept_until_stopped<S: Service>(
 fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-/// What all connections of a listener share.
-struct House<S> {
-    service: Arc<S>,
-    demands: Arc<Demands>,
-    reply_memory: usize,
-    tenants: Tenants,
-    ended_log: Throttle,
-    failed_log: Throttle,
-}
-
-impl<S: Service> House<S> {
-    fn new(framing: Framing, settings: ListenerBuilder, service: S) -> House<S> {
-        House {
-            service: Arc::new(service),
-            demands: Arc::new(Demands {
-                framing,
-                frame_deadline: settings.frame_deadline,
-                idle_deadline: settings.idle_deadline,
-                close_on_handler_error: settings.on_handler_error == OnHandlerError::Close,
-                pause_when_congested: true,
-                memory: settings.receive_memory,
-                taken: AtomicUsize::new(0),
-                received: Arc::new(Received::default()),
-                handler_errors: Throttle::default(),
-            }),
-            reply_memory: settings.reply_memory,
-            tenants: Tenants::default(),
-            ended_log: Throttle::default(),
-            failed_log: Throttle::default(),
-        }
-    }
-
-    /// One connection, from its first byte to its last. It counts as open from the call on.
-    ///
-    /// What an idle connection costs is mostly the size of this future: what it needs is captured, not moved within it.
-    fn serve(self: Arc<Self>, io: Transport, address: PeerAddress) -> impl Future<Output = Ended> {
-        let outbox = SharedOutbox::new(self.demands.framing, self.reply_memory, Overflow::Wait, None);
-        let tenant = Tenants::enter(self, &outbox);
-        async move {
-            let house = &*tenant.house;
-            let mut socket = house.open(io, &address, tenant.id, &outbox);
-            let ended = std::future::poll_fn(|cx| {
-                let Some(socket) = &mut socket else { return Poll::Ready(Ended::HandlerPanicked) };
-                match outbox.poll_phase(cx) {
-                    Phase::Open => {}
-                    Phase::Draining | Phase::Closing(_) => socket.stop_reading(),
-                    Phase::Cut | Phase::Ended(_) => return Poll::Ready(Ended::Cut),
-                }
-                let poll = socket.poll(cx, &outbox);
-                // Replies that expired; nobody else takes them, and they would take up room.
-                FailedTo::Log.hand_over_now(&outbox, &house.failed_log);
-                poll
-            })
-            .await;
-            // On the heap, so that an idle connection does not carry the room for its own end.
-            Box::pin(house.part(socket.take(), &ended, &outbox)).await;
-            outbox.advance_phase(Phase::Ended("its peer is gone"));
-            outbox.fail_all(FailedReason::Disconnected);
-            house.account_for(&address, &ended, outbox.stats());
-            ended
-        }
-    }
-
-    fn open(
-        &self,
-        io: Transport,
-        address: &PeerAddress,
-        id: u64,
-        outbox: &Arc<SharedOutbox>,
-    ) -> Option<Socket<S::Handler>> {
-        tracing::debug!(peer = %address, id, "connected");
-        let peer = Peer::new(id, address.clone(), outbox.sender());
-        Socket::open(io, &self.service, &peer, &self.demands)
-    }
-
-    /// The input of a connection has ended: finishes what is in hand, and writes the replies that are still owed.
-    async fn part(&self, socket: Option<Socket<S::Handler>>, ended: &Ended, outbox: &Arc<SharedOutbox>) {
-        let Some(mut socket) = socket else { return };
-        socket.finish_handler(ended, outbox).await;
-        let mut output = socket.into_output();
-        let written = match ended {
-            Ended::Io(_) | Ended::Cut => return,
-            // The peer may still read: replies go on as long as somebody can send them.
-            Ended::EndOfStream => {
-                output.write_until(outbox, |phase| phase != Phase::Open || !outbox.has_senders()).await
-            }
-            Ended::ShutDown => output.write_until(outbox, |_| true).await,
-            _ => {
-                let write = output.write_until(outbox, |_| true);
-                tokio::time::timeout(PARTING, write).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
-            }
-        };
-        match written {
-            Ok(()) => output.end(outbox).await,
-            Err(error) => tracing::debug!(%error, "replies were cut off"),
-        }
-    }
-
-    /// Counts and logs the end of a connection.
-    fn account_for(&self, peer: &PeerAddress, ended: &Ended, replies: Stats) {
-        let received = &self.demands.received;
-        received.add_replies(replies);
-        let unsent = replies.failed;
-        match ended {
-            Ended::EndOfStream | Ended::ShutDown if unsent == 0 => tracing::debug!(%peer, "closed: {ended}"),
-            _ => {
-                received.broken.fetch_add(1, Ordering::Relaxed);
-                let log = |left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}");
-                self.ended_log.warn(log);
-            }
-        }
-    }
-
-    /// Lets every connection finish what it has in hand until then, and cuts the rest.
-    async fn shut_down(&self, deadline: Instant) -> ShutdownReport {
-        self.tenants.advance(Phase::Draining);
-        let gone = self.tenants.gone();
-        let cut = match tokio::time::timeout_at(deadline.into(), gone).await {
-            Ok(()) => 0,
-            Err(_) => {
-                let cut = self.tenants.count();
-                self.tenants.advance(Phase::Cut);
-                // A connection that does not even hear of it is in a handler that blocks.
-                let _ = tokio::time::timeout(Duration::from_millis(100), self.tenants.gone()).await;
-                cut
-            }
-        };
-        ShutdownReport { cut, blocked: self.tenants.count(), received: self.demands.received.read() }
-    }
-}
-
-/// The connections that are open, so that they can be told to close.
-#[derive(Default)]
-struct Tenants {
-    open: Mutex<OpenTenants>,
-    left: Notify,
-}
-
-#[derive(Default)]
-struct OpenTenants {
-    next: u64,
-    phase: Option<Phase>,
-    outboxes: HashMap<u64, Arc<SharedOutbox>>,
-}
-
-impl Tenants {
-    fn lock(&self) -> std::sync::MutexGuard<'_, OpenTenants> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter<S>(house: Arc<House<S>>, outbox: &Arc<SharedOutbox>) -> Tenant<S> {
-        house.demands.received.connected.fetch_add(1, Ordering::Relaxed);
-        house.demands.received.open.fetch_add(1, Ordering::Relaxed);
-        let mut open = house.tenants.lock();
-        let id = open.next;
-        open.next += 1;
-        open.outboxes.insert(id, Arc::clone(outbox));
-        let phase = open.phase;
-        drop(open);
-        if let Some(phase) = phase {
-            outbox.advance_phase(phase);
-        }
-        Tenant { house, id }
-    }
-
-    fn count(&self) -> usize {
-        self.lock().outboxes.len()
-    }
-
-    fn advance(&self, phase: Phase) {
-        let mut open = self.lock();
-        open.phase = Some(phase);
-        let outboxes: Vec<_> = open.outboxes.values().cloned().collect();
-        drop(open);
-        for outbox in outboxes {
-            outbox.advance_phase(phase);
-        }
-    }
-
-    async fn gone(&self) {
-        loop {
-            let mut left = pin!(self.left.notified());
-            left.as_mut().enable();
-            if self.count() == 0 {
-                return;
-            }
-            left.await;
-        }
-    }
-}
-
-/// One open connection's entry, for as long as it lives.
-struct Tenant<S> {
-    house: Arc<House<S>>,
-    id: u64,
-}
-
-impl<S> Drop for Tenant<S> {
-    fn drop(&mut self) {
-        self.house.tenants.lock().outboxes.remove(&self.id);
-        self.house.demands.received.open.fetch_sub(1, Ordering::Relaxed);
-        self.house.tenants.left.notify_waiters();
-    }
 }
 
 /// A listener that is being served in the background.

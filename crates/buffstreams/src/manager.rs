@@ -15,7 +15,8 @@ use crate::dialer::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Service;
 use crate::listener::{ListenerBuilder, Server, ShutdownReport};
-use crate::sender::{Receipt, deadline_in};
+use crate::sender::Receipt;
+use crate::shared_outbox::deadline_in;
 use crate::stats::{ReceivedStats, Stats};
 use crate::transport::Address;
 

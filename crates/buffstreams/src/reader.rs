@@ -22,7 +22,7 @@ use crate::handler::{Ended, Handler, HandlerError};
 use crate::log::Throttle;
 use crate::proto::framing::{FrameError, Framing};
 use crate::proto::inbox::{Delivered, Flow, Inbox, Room};
-use crate::sender::SharedOutbox;
+use crate::shared_outbox::SharedOutbox;
 use crate::stats::Received;
 
 /// Bytes of the scratch buffer of each worker thread: what one read can bring.

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::handler::{Ended, Handler, Peer, Service};
 use crate::reader::{Demands, Reader};
-use crate::sender::{Phase, SharedOutbox};
+use crate::shared_outbox::{Phase, SharedOutbox};
 use crate::transport::Transport;
 use crate::writer::Writer;
 

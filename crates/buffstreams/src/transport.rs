@@ -199,6 +199,10 @@ impl Transport {
                 let stream = TcpStream::connect((host, *port)).await.map_err(failed)?;
                 liveness.apply(&stream).map_err(failed)?;
                 let peer = stream.peer_addr().map_err(failed)?;
+                if stream.local_addr().is_ok_and(|local| local == peer) {
+                    // On a port of this machine that nobody listens on, TCP can meet itself.
+                    return Err(failed(io::ErrorKind::ConnectionRefused.into()));
+                }
                 Ok((Transport::Tcp(stream), PeerAddress::Tcp(peer)))
             }
             #[cfg(unix)]

@@ -14,7 +14,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 use tokio::time::Sleep;
 
-use crate::sender::SharedOutbox;
+use crate::shared_outbox::SharedOutbox;
 
 /// About how many bytes one write offers to the kernel.
 const MOST: usize = 1024 * 1024;

@@ -528,7 +528,7 @@ impl Outbox {
             }
             self.fail(oldest, FailedReason::Overflow, now);
         }
-        self.failed_bytes < self.limit
+        true
     }
 
     fn fail(&mut self, chunk: Chunk, reason: FailedReason, now: Instant) {

@@ -1,1 +1,340 @@
-//! To be written.
+//! Beginnings and ends: binding, shutting down, ports and socket files, runtimes of one thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use buffstreams::{
+    Address, Bytes, Connection, ErrorKind, Framing, Listener, Peer, PeerAddress, async_handler, blocking_handler,
+    messages, per_connection,
+};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
+
+use crate::support::{Echo, PATIENCE, Recorder, closed, connect, frames, in_time, read_messages, until};
+
+fn numbered(number: usize) -> Vec<u8> {
+    format!("message {number}").into_bytes()
+}
+
+#[tokio::test]
+async fn port_zero_is_a_free_port_and_the_real_one_is_told() {
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    let Address::Tcp { host, port } = listener.local_address() else { panic!("a TCP address was asked for") };
+    assert_eq!(host, "127.0.0.1");
+    assert_ne!(*port, 0);
+}
+
+#[tokio::test]
+async fn an_empty_host_listens_on_every_interface() {
+    let record = Recorder::default();
+    let server = Listener::bind(":0").await.unwrap().spawn(record.clone());
+    let Address::Tcp { port, .. } = *server.local_address() else { panic!("a TCP address was asked for") };
+    for (index, host) in ["127.0.0.1", "127.0.0.8", "localhost", ""].into_iter().enumerate() {
+        let connection = Connection::dial(format!("{host}:{port}")).await.unwrap();
+        connection.send(host.as_bytes()).await.unwrap();
+        record.has(index + 1).await;
+    }
+    if std::net::TcpListener::bind("[::1]:0").is_ok() {
+        Connection::dial(format!("[::1]:{port}")).await.unwrap().send(b"v6").await.unwrap();
+        record.has(5).await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_refused_by_name() {
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    let error = Listener::bind(listener.local_address()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Bind);
+    assert!(error.to_string().contains(&listener.local_address().to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn the_port_is_free_when_shutdown_returns_also_after_connections() {
+    let mut address: Address = "127.0.0.1:0".parse().unwrap();
+    for _ in 0..20 {
+        let record = Recorder::default();
+        let server = Listener::bind(&address).await.unwrap().spawn(record.clone());
+        address = server.local_address().clone();
+        let mut client = connect(&address).await;
+        client.write_all(&frames(Framing::default(), [b"x"])).await.unwrap();
+        record.has(1).await;
+        let report = in_time("the shutdown", server.shutdown(PATIENCE)).await;
+        assert_eq!((report.cut, report.blocked, report.received.messages), (0, 0, 1));
+        assert!(tokio::net::TcpStream::connect(address.to_string()).await.is_err(), "nobody listens any more");
+        closed(&mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn a_unix_socket_passes_messages_and_its_file_goes_with_its_listener() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let address = Address::Unix(path.clone());
+    for _ in 0..2 {
+        let server = Listener::bind(&address).await.unwrap().spawn(per_connection(|peer: &Peer| {
+            assert_eq!(*peer.address(), PeerAddress::Unix);
+            Echo(peer.clone())
+        }));
+        assert_eq!(*server.local_address(), address);
+        let record = Recorder::default();
+        let connection = Connection::builder().handler(record.clone()).dial(format!("unix:{}", path.display())).await;
+        let connection = connection.unwrap();
+        connection.send(b"there and back").await.unwrap();
+        record.has(1).await;
+        connection.close(PATIENCE).await.unwrap();
+        server.shutdown(PATIENCE).await;
+        assert!(!path.exists());
+    }
+}
+
+#[tokio::test]
+async fn a_stale_socket_file_is_replaced_and_any_other_file_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let address = Address::Unix(path.clone());
+    // As a killed process leaves it: the file without the socket.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let listener = Listener::bind(&address).await.unwrap();
+    let error = Listener::bind(&address).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Bind, "somebody answers there");
+    drop(listener);
+    std::fs::write(&path, "precious").unwrap();
+    assert_eq!(Listener::bind(&address).await.unwrap_err().kind(), ErrorKind::Bind);
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[tokio::test]
+async fn at_shutdown_idle_connections_close_at_once() {
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(Recorder::default());
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(connect(server.local_address()).await);
+    }
+    until("all are accepted", || server.stats().open == 20).await;
+    let begun = Instant::now();
+    let report = server.shutdown(PATIENCE).await;
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert_eq!((report.cut, report.received.open, report.received.broken), (0, 0, 0));
+    for client in &mut clients {
+        assert!(closed(client).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn at_shutdown_a_message_in_hand_is_finished_and_answered() {
+    let gate = Arc::new(Semaphore::new(0));
+    let begun = Arc::new(AtomicUsize::new(0));
+    let (opened, counter) = (Arc::clone(&gate), Arc::clone(&begun));
+    let service = async_handler(move |message: Bytes, peer: Peer| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        let opened = Arc::clone(&opened);
+        async move {
+            opened.acquire().await?.forget();
+            peer.sender().send_bytes(message).await?;
+            Ok(())
+        }
+    });
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(service);
+    let mut client = connect(server.local_address()).await;
+    client.write_all(&frames(Framing::default(), (0..3).map(numbered))).await.unwrap();
+    until("one is in hand", || begun.load(Ordering::Relaxed) == 1).await;
+    let stopper = server.stopper();
+    let shutdown = tokio::spawn(server.shutdown(PATIENCE));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!shutdown.is_finished(), "a message is in hand");
+    stopper.stop(Duration::ZERO);
+    assert!(!shutdown.is_finished(), "the first deadline counts");
+    gate.add_permits(3);
+    let received = closed(&mut client).await;
+    assert!(received == frames(Framing::default(), (0..3).map(numbered)), "all that were received are answered");
+    let report = in_time("the shutdown", shutdown).await.unwrap();
+    assert_eq!((report.cut, report.received.messages, report.received.replies.settled), (0, 3, 3));
+}
+
+#[tokio::test]
+async fn at_shutdown_everything_received_is_answered_also_to_a_client_that_reads_late() {
+    const COUNT: usize = 5_000;
+    let builder = Listener::builder().reply_memory(10_000);
+    let server = builder.bind("127.0.0.1:0").await.unwrap().spawn(per_connection(|peer: &Peer| Echo(peer.clone())));
+    let (mut reading, mut writing) = connect(server.local_address()).await.into_split();
+    let writing = tokio::spawn(async move {
+        // It may be closed before all is written.
+        let _ = writing.write_all(&frames(Framing::default(), vec![[1; 4_000]; COUNT])).await;
+        writing
+    });
+    in_time("replies are stuck", async {
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let handled = server.stats().messages;
+            if handled == before && handled > 0 {
+                return;
+            }
+            before = handled;
+        }
+    })
+    .await;
+    let shutdown = tokio::spawn(server.shutdown(PATIENCE));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let received = closed(&mut reading).await;
+    let report = in_time("the shutdown", shutdown).await.unwrap();
+    let replies = report.received.replies;
+    assert_eq!((report.cut, report.received.handler_errors), (0, 0));
+    assert_eq!((replies.settled, replies.failed), (report.received.messages, 0));
+    assert_eq!(received.len() as u64, replies.settled * 4_003);
+    writing.abort();
+}
+
+#[tokio::test]
+async fn at_the_deadline_of_a_shutdown_what_is_left_is_cut_and_reported() {
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(async_handler(|_: Bytes, _: Peer| async {
+        std::future::pending::<()>().await;
+        Ok(())
+    }));
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = connect(server.local_address()).await;
+        client.write_all(&frames(Framing::default(), [b"for ever"])).await.unwrap();
+        clients.push(client);
+    }
+    until("all are in hand", || server.stats().messages == 3).await;
+    let report = in_time("the shutdown", server.shutdown(Duration::from_millis(50))).await;
+    assert_eq!((report.cut, report.blocked, report.received.open), (3, 0, 0));
+    for client in &mut clients {
+        closed(client).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_blocks_its_thread_does_not_hold_up_the_end_of_a_shutdown() {
+    let release = Arc::new(AtomicBool::new(false));
+    let released = Arc::clone(&release);
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(move |_: &[u8]| {
+        while !released.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    let mut client = connect(server.local_address()).await;
+    client.write_all(&frames(Framing::default(), [b"block"])).await.unwrap();
+    until("it is accepted", || server.stats().open == 1).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let report = in_time("the shutdown", server.shutdown(Duration::from_millis(50))).await;
+    assert_eq!((report.cut, report.blocked), (1, 1));
+    release.store(true, Ordering::Relaxed);
+    closed(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_client_that_stays_after_its_replies_is_not_waited_for_beyond_the_deadline() {
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(per_connection(|peer: &Peer| Echo(peer.clone())));
+    let mut client = connect(server.local_address()).await;
+    client.write_all(&frames(Framing::default(), [b"x"])).await.unwrap();
+    assert_eq!(read_messages(&mut client, Framing::default(), 1).await, [b"x"]);
+    let report = in_time("the shutdown", server.shutdown(Duration::from_millis(100))).await;
+    assert_eq!((report.blocked, report.received.open), (0, 0), "no handler blocks");
+}
+
+#[tokio::test]
+async fn a_connection_accepted_before_the_shutdown_is_part_of_it() {
+    for _ in 0..20 {
+        let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(Recorder::default());
+        let mut client = connect(server.local_address()).await;
+        // One turn of the one thread: the socket may have been accepted, its task has hardly begun.
+        tokio::task::yield_now().await;
+        let report = in_time("the shutdown", server.shutdown(PATIENCE)).await;
+        assert_eq!((report.received.open, report.cut), (0, 0));
+        closed(&mut client).await;
+    }
+}
+
+#[tokio::test]
+async fn a_blocking_handler_is_waited_for() {
+    let done = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&done);
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(blocking_handler(move |_: &[u8], _: &Peer| {
+        std::thread::sleep(Duration::from_millis(20));
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }));
+    let connection = Connection::dial(server.local_address()).await.unwrap();
+    for number in 0..5 {
+        connection.send(&numbered(number)).await.unwrap();
+    }
+    until("they are received", || server.stats().messages == 5).await;
+    let report = in_time("the shutdown", server.shutdown(PATIENCE)).await;
+    assert_eq!((report.cut, done.load(Ordering::Relaxed)), (0, 5));
+}
+
+#[tokio::test]
+async fn messages_that_were_received_reach_the_stream_before_it_ends() {
+    let (service, mut received) = messages();
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(service);
+    let connection = Connection::dial(server.local_address()).await.unwrap();
+    for number in 0..100 {
+        connection.send(&numbered(number)).await.unwrap();
+    }
+    until("they are received", || server.stats().messages == 100).await;
+    let shutdown = tokio::spawn(server.shutdown(PATIENCE));
+    for number in 0..100 {
+        let (message, _) = in_time("a message", received.recv()).await.unwrap();
+        assert_eq!(message, numbered(number));
+    }
+    assert!(in_time("the end", received.recv()).await.is_none());
+    assert_eq!(in_time("the shutdown", shutdown).await.unwrap().cut, 0);
+}
+
+#[tokio::test]
+async fn dropping_a_server_shuts_it_down() {
+    let record = Recorder::default();
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(record.clone());
+    let address = server.local_address().clone();
+    let mut client = connect(&address).await;
+    until("it is accepted", || server.stats().open == 1).await;
+    drop(server);
+    closed(&mut client).await;
+    in_time("the port is free", async {
+        while Listener::bind(&address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert_eq!(record.ends().len(), 1);
+}
+
+#[test]
+fn everything_works_on_a_runtime_of_one_thread_and_after_it() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let record = Recorder::default();
+    let (connection, address) = first.block_on(async {
+        let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(record.clone());
+        let connection = Connection::dial(server.local_address()).await.unwrap();
+        for number in 0..1_000 {
+            connection.send(&numbered(number)).await.unwrap();
+        }
+        record.has(1_000).await;
+        let address = server.local_address().clone();
+        (connection, address)
+    });
+    drop(first);
+    runtime().block_on(async {
+        assert!(connection.send(b"x").await.unwrap_err().is_closed());
+        in_time("a close", connection.close(PATIENCE)).await.unwrap();
+        let again = Listener::bind(&address).await.unwrap().spawn(record.clone());
+        Connection::dial(again.local_address()).await.unwrap().send(b"again").await.unwrap();
+        record.has(1_001).await;
+    });
+}
+
+#[tokio::test]
+async fn two_listeners_do_not_share_limits_or_counts() {
+    let one = Listener::bind("127.0.0.1:0").await.unwrap().spawn(Recorder::default());
+    let two = Listener::bind("127.0.0.1:0").await.unwrap().spawn(Recorder::default());
+    let connection = Connection::dial(one.local_address()).await.unwrap();
+    connection.send(b"x").await.unwrap();
+    until("it is received", || one.stats().messages == 1).await;
+    assert_eq!(two.stats(), buffstreams::ReceivedStats::default());
+}

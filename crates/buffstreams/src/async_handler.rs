@@ -1,0 +1,146 @@
+//! Handlers that await: an async function for every message, on the connection's own task.
+//!
+//! What one read brings waits here for its turn; no more is read until it has had it.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+use crate::handler::{Handler, HandlerResult, Peer, Service};
+use crate::proto::inbox::Message;
+
+/// A service that runs an async function for every message, which it owns.
+///
+/// One message of a connection at a time, in order, unless [`concurrency`](AsyncService::concurrency) says more. The
+/// futures run on the connection's task: other connections go on in parallel, and reading waits while they work. At most
+/// the messages of one read wait for their turn (256 KiB, or one large message).
+///
+/// ```
+/// use buffstreams::{Bytes, Peer, async_handler};
+///
+/// let service = async_handler(|message: Bytes, peer: Peer| async move {
+///     peer.sender().send(&message).await?;
+///     Ok(())
+/// });
+/// # let _ = service;
+/// ```
+pub fn async_handler<F, W>(work: F) -> AsyncService<F>
+where
+    F: Fn(Bytes, Peer) -> W + Send + Sync + 'static,
+    W: Future<Output = HandlerResult> + Send + 'static,
+{
+    AsyncService { work: Arc::new(work), concurrency: 1 }
+}
+
+/// See [`async_handler`].
+#[derive(Debug)]
+pub struct AsyncService<F> {
+    work: Arc<F>,
+    concurrency: usize,
+}
+
+impl<F> AsyncService<F> {
+    /// Lets up to `most` messages of a connection be in work at the same time (default and least 1). They begin in
+    /// order, and end as they end.
+    pub fn concurrency(mut self, most: usize) -> Self {
+        self.concurrency = most.max(1);
+        self
+    }
+}
+
+impl<F, W> Service for AsyncService<F>
+where
+    F: Fn(Bytes, Peer) -> W + Send + Sync + 'static,
+    W: Future<Output = HandlerResult> + Send + 'static,
+{
+    type Handler = AsyncHandler<F, W>;
+
+    fn connected(self: Arc<Self>, peer: &Peer) -> AsyncHandler<F, W> {
+        AsyncHandler {
+            work: Arc::clone(&self.work),
+            concurrency: self.concurrency,
+            peer: peer.clone(),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+        }
+    }
+}
+
+/// The handler of an [`AsyncService`].
+pub struct AsyncHandler<F, W> {
+    work: Arc<F>,
+    concurrency: usize,
+    peer: Peer,
+    waiting: VecDeque<Bytes>,
+    running: Vec<Pin<Box<W>>>,
+}
+
+impl<F, W> fmt::Debug for AsyncHandler<F, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncHandler")
+            .field("peer", &self.peer)
+            .field("waiting", &self.waiting.len())
+            .field("running", &self.running.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F, W> AsyncHandler<F, W>
+where
+    F: Fn(Bytes, Peer) -> W + Send + Sync + 'static,
+    W: Future<Output = HandlerResult> + Send + 'static,
+{
+    /// Polls what runs and begins what waits, until an error, or nothing more can be done now.
+    fn advance(&mut self, cx: &mut Context<'_>) -> HandlerResult {
+        loop {
+            let mut index = 0;
+            while index < self.running.len() {
+                match self.running[index].as_mut().poll(cx) {
+                    Poll::Pending => index += 1,
+                    Poll::Ready(result) => {
+                        drop(self.running.swap_remove(index));
+                        result?;
+                    }
+                }
+            }
+            let room = self.concurrency - self.running.len();
+            let begin = room.min(self.waiting.len());
+            if begin == 0 {
+                return Ok(());
+            }
+            for message in self.waiting.drain(..begin) {
+                self.running.push(Box::pin((self.work)(message, self.peer.clone())));
+            }
+        }
+    }
+}
+
+impl<F, W> Handler for AsyncHandler<F, W>
+where
+    F: Fn(Bytes, Peer) -> W + Send + Sync + 'static,
+    W: Future<Output = HandlerResult> + Send + 'static,
+{
+    fn message(&mut self, message: Message<'_>) -> HandlerResult {
+        self.waiting.push_back(message.to_bytes());
+        Ok(())
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
+        self.advance(cx)?;
+        if self.waiting.is_empty() && self.running.len() < self.concurrency {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    }
+
+    fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
+        ready!(self.poll_ready(cx))?;
+        if self.running.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+}

@@ -1,0 +1,234 @@
+//! The connections of a listener: each in a task of its own, from its first byte to its last.
+//!
+//! A connection counts as open from its accept until its last reply is accounted for. Whatever one of them does, the
+//! others go on.
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::failed::FailedTo;
+use crate::handler::{Ended, Peer, Service};
+use crate::log::Throttle;
+use crate::proto::outbox::FailedReason;
+use crate::reader::Demands;
+use crate::sender::Sender;
+use crate::shared_outbox::{Overflow, Phase, SharedOutbox};
+use crate::socket::Socket;
+use crate::stats::{Received, Stats};
+use crate::transport::{PeerAddress, Transport};
+
+/// How long a connection that broke a rule may take to get the replies it is still owed.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// How long a connection that is cut may take to notice.
+const LAST_WORD: Duration = Duration::from_millis(100);
+
+/// What all connections of a listener share.
+pub(crate) struct House<S> {
+    service: Arc<S>,
+    demands: Arc<Demands>,
+    reply_memory: usize,
+    tenants: Tenants,
+    ended_log: Throttle,
+    failed_log: Throttle,
+}
+
+impl<S: Service> House<S> {
+    pub(crate) fn new(service: S, demands: Demands, reply_memory: usize) -> House<S> {
+        House {
+            service: Arc::new(service),
+            demands: Arc::new(demands),
+            reply_memory,
+            tenants: Tenants::default(),
+            ended_log: Throttle::default(),
+            failed_log: Throttle::default(),
+        }
+    }
+
+    /// How many connections are open.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.tenants.count()
+    }
+
+    /// What all connections have received.
+    pub(crate) fn received(&self) -> &Arc<Received> {
+        &self.demands.received
+    }
+
+    /// One connection, from its first byte to its last. It counts as open from the call on.
+    ///
+    /// What an idle connection costs is mostly the size of this future: what it needs is captured, not moved within it.
+    pub(crate) fn serve(self: Arc<Self>, io: Transport, address: PeerAddress) -> impl Future<Output = Ended> {
+        let outbox = SharedOutbox::new(self.demands.framing, self.reply_memory, Overflow::Wait, None);
+        let tenant = Tenants::enter(self, &outbox);
+        async move {
+            let house = &*tenant.house;
+            let mut socket = house.open(io, &address, tenant.id, &outbox);
+            let ended = poll_fn(|cx| {
+                let Some(socket) = &mut socket else { return Poll::Ready(Ended::HandlerPanicked) };
+                match outbox.poll_phase(cx) {
+                    Phase::Open => {}
+                    Phase::Draining | Phase::Closing(_) => socket.stop_reading(),
+                    Phase::Cut | Phase::Ended(_) => return Poll::Ready(Ended::Cut),
+                }
+                let poll = socket.poll(cx, &outbox);
+                // Replies that expired; nobody else takes them, and they would take up room.
+                FailedTo::Log.hand_over_now(&outbox, &house.failed_log);
+                poll
+            })
+            .await;
+            // On the heap, so that an idle connection does not carry the room for its own end.
+            Box::pin(house.part(socket.take(), &ended, &outbox)).await;
+            outbox.advance_phase(Phase::Ended("its peer is gone"));
+            outbox.fail_all(FailedReason::Disconnected);
+            house.account_for(&address, &ended, outbox.stats());
+            ended
+        }
+    }
+
+    fn open(
+        &self,
+        io: Transport,
+        address: &PeerAddress,
+        id: u64,
+        outbox: &Arc<SharedOutbox>,
+    ) -> Option<Socket<S::Handler>> {
+        tracing::debug!(peer = %address, id, "connected");
+        let peer = Peer::new(id, address.clone(), Sender::new(outbox));
+        Socket::open(io, &self.service, &peer, &self.demands)
+    }
+
+    /// The input of a connection has ended: finishes what is in hand, and writes the replies that are still owed.
+    async fn part(&self, socket: Option<Socket<S::Handler>>, ended: &Ended, outbox: &Arc<SharedOutbox>) {
+        let Some(mut socket) = socket else { return };
+        socket.finish_handler(ended, outbox).await;
+        let mut output = socket.into_output();
+        let written = match ended {
+            Ended::Io(_) | Ended::Cut => return,
+            // The peer may still read: replies go on as long as somebody can send them.
+            Ended::EndOfStream => {
+                output.write_until(outbox, |phase| phase != Phase::Open || !outbox.has_senders()).await
+            }
+            Ended::ShutDown => output.write_until(outbox, |_| true).await,
+            _ => {
+                let write = output.write_until(outbox, |_| true);
+                tokio::time::timeout(PARTING, write).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))
+            }
+        };
+        match written {
+            Ok(()) => output.end(outbox).await,
+            Err(error) => tracing::debug!(%error, "replies were cut off"),
+        }
+    }
+
+    /// Counts and logs the end of a connection.
+    fn account_for(&self, peer: &PeerAddress, ended: &Ended, replies: Stats) {
+        let received = &self.demands.received;
+        received.add_replies(replies);
+        let unsent = replies.failed;
+        match ended {
+            Ended::EndOfStream | Ended::ShutDown if unsent == 0 => tracing::debug!(%peer, "closed: {ended}"),
+            _ => {
+                received.broken.fetch_add(1, Ordering::Relaxed);
+                let log = |left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}");
+                self.ended_log.warn(log);
+            }
+        }
+    }
+
+    /// Lets every connection finish what it has in hand until then, and cuts the rest: returns how many that were, and
+    /// how many of those are still there.
+    pub(crate) async fn shut_down(&self, deadline: Instant) -> (usize, usize) {
+        self.tenants.advance(Phase::Draining);
+        if tokio::time::timeout_at(deadline.into(), self.tenants.gone()).await.is_ok() {
+            return (0, 0);
+        }
+        let cut = self.tenants.count();
+        self.tenants.advance(Phase::Cut);
+        // A connection that does not even hear of it is in a handler that blocks.
+        let _ = tokio::time::timeout(LAST_WORD, self.tenants.gone()).await;
+        (cut, self.tenants.count())
+    }
+}
+
+/// The connections that are open, so that they can be told to close.
+#[derive(Default)]
+struct Tenants {
+    open: Mutex<OpenTenants>,
+    left: Notify,
+}
+
+#[derive(Default)]
+struct OpenTenants {
+    next: u64,
+    phase: Option<Phase>,
+    outboxes: HashMap<u64, Arc<SharedOutbox>>,
+}
+
+impl Tenants {
+    fn lock(&self) -> MutexGuard<'_, OpenTenants> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter<S>(house: Arc<House<S>>, outbox: &Arc<SharedOutbox>) -> Tenant<S> {
+        house.demands.received.connected.fetch_add(1, Ordering::Relaxed);
+        house.demands.received.open.fetch_add(1, Ordering::Relaxed);
+        let mut open = house.tenants.lock();
+        let id = open.next;
+        open.next += 1;
+        open.outboxes.insert(id, Arc::clone(outbox));
+        let phase = open.phase;
+        drop(open);
+        if let Some(phase) = phase {
+            outbox.advance_phase(phase);
+        }
+        Tenant { house, id }
+    }
+
+    fn count(&self) -> usize {
+        self.lock().outboxes.len()
+    }
+
+    fn advance(&self, phase: Phase) {
+        let mut open = self.lock();
+        open.phase = Some(phase);
+        let outboxes: Vec<_> = open.outboxes.values().cloned().collect();
+        drop(open);
+        for outbox in outboxes {
+            outbox.advance_phase(phase);
+        }
+    }
+
+    async fn gone(&self) {
+        loop {
+            let mut left = pin!(self.left.notified());
+            left.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+/// One open connection's entry, for as long as it lives.
+struct Tenant<S> {
+    house: Arc<House<S>>,
+    id: u64,
+}
+
+impl<S> Drop for Tenant<S> {
+    fn drop(&mut self) {
+        self.house.tenants.lock().outboxes.remove(&self.id);
+        self.house.demands.received.open.fetch_sub(1, Ordering::Relaxed);
+        self.house.tenants.left.notify_waiters();
+    }
+}

@@ -1,0 +1,612 @@
+//! An Outbox under its lock, and all that its users and its socket's task share.
+//!
+//! The lock is held for a few instructions at a time, never across an await and never while user's code runs (but for the
+//! encoding of a typed message). Whoever waits for room does so in a fair queue, of which only the head watches for it:
+//! the room that the head needs is left alone by everybody else, so a large message is not starved by small ones.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::proto::framing::Framing;
+use crate::proto::outbox::{FailedMessage, FailedReason, Fate, Outbox, Refusal};
+use crate::stats::Stats;
+
+/// Messages with expiries this fraction of their time apart share a chunk, and live as long as the last of them.
+const EXPIRY_GRAIN: u32 = 16;
+
+/// What to do with a message for which there is no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// `send` waits until there is room.
+    #[default]
+    Wait,
+    /// `send` fails with [`ErrorKind::Full`].
+    Fail,
+    /// The oldest messages that were never written fail, with [`FailedReason::Overflow`].
+    FailOldest,
+}
+
+/// How far a connection is from its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Messages are accepted.
+    Open,
+    /// The same, for as long as messages that were received are still being handled.
+    Draining,
+    /// None are accepted any more; those in hand have until then.
+    Closing(Instant),
+    /// Everything in hand is given up.
+    Cut,
+    /// All is over. The text says why.
+    Ended(&'static str),
+}
+
+impl Phase {
+    fn rank(self) -> u8 {
+        match self {
+            Phase::Open => 0,
+            Phase::Draining => 1,
+            Phase::Closing(_) => 2,
+            Phase::Cut => 3,
+            Phase::Ended(_) => 4,
+        }
+    }
+}
+
+/// The end of the time that is allowed from now on; far away if it cannot be counted.
+pub(crate) fn deadline_in(allowed: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    let now = Instant::now();
+    now.checked_add(allowed).unwrap_or_else(|| now + FAR)
+}
+
+/// An Outbox, and all that its users and its socket's task share.
+pub(crate) struct SharedOutbox {
+    state: Mutex<State>,
+    framing: Framing,
+    overflow: Overflow,
+    expiry: Option<Duration>,
+    /// Whether so much waits to be written that no more should be provoked by reading.
+    congested: AtomicBool,
+    /// Senders that exist.
+    handles: AtomicUsize,
+    /// Room may have come, for the one that is at the head of the queue.
+    room: Notify,
+    /// Whose turn it is to wait for room. Fair, so nobody starves.
+    turn: tokio::sync::Mutex<()>,
+    /// Something was settled or failed, or all is over.
+    progress: Notify,
+    phase_changed: Notify,
+    /// Failed messages wait, or an earlier expiry came: for the dialer.
+    chores: Notify,
+    /// Failed messages wait for their owner.
+    has_failed: AtomicBool,
+    /// Another socket is wanted.
+    reopen: AtomicBool,
+}
+
+struct State {
+    outbox: Outbox,
+    phase: Phase,
+    /// The task of the socket, and whether it waits for something to write.
+    task: Option<Waker>,
+    asleep: bool,
+    /// Room that the head of the queue waits for. Others leave it alone.
+    head: usize,
+    next_expiry: Option<Instant>,
+}
+
+impl fmt::Debug for SharedOutbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedOutbox").field("framing", &self.framing).finish_non_exhaustive()
+    }
+}
+
+impl SharedOutbox {
+    pub(crate) fn new(framing: Framing, limit: usize, overflow: Overflow, expiry: Option<Duration>) -> Arc<Self> {
+        Arc::new(SharedOutbox {
+            state: Mutex::new(State {
+                outbox: Outbox::new(framing, limit),
+                phase: Phase::Open,
+                task: None,
+                asleep: false,
+                head: 0,
+                next_expiry: None,
+            }),
+            framing,
+            overflow,
+            expiry,
+            congested: AtomicBool::new(false),
+            handles: AtomicUsize::new(0),
+            room: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
+            progress: Notify::new(),
+            phase_changed: Notify::new(),
+            chores: Notify::new(),
+            has_failed: AtomicBool::new(false),
+            reopen: AtomicBool::new(false),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A handle was made.
+    pub(crate) fn enter(&self) {
+        self.handles.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A handle is gone. With the last, a peer that has ended its stream gets no more replies.
+    pub(crate) fn leave(&self) {
+        if self.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let waker = self.lock().task.clone();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    pub(crate) fn has_senders(&self) -> bool {
+        self.handles.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// Whether a message for which there is no room waits for it.
+    pub(crate) fn lets_wait(&self) -> bool {
+        self.overflow != Overflow::Fail
+    }
+
+    #[inline]
+    pub(crate) fn is_congested(&self) -> bool {
+        self.congested.load(Ordering::Relaxed)
+    }
+
+    // What users do.
+
+    /// Takes charge of a message of `length` bytes, if there is room. Returns its number.
+    #[inline]
+    pub(crate) fn accept(
+        &self,
+        length: usize,
+        lives: Option<Duration>,
+        claim: Claim,
+        push: impl FnOnce(&mut Outbox, Option<Instant>) -> u64,
+    ) -> Result<u64, Refusing> {
+        let mut state = self.lock();
+        let State { outbox, phase, head, .. } = &mut *state;
+        if !matches!(phase, Phase::Open | Phase::Draining) {
+            return Err(Refusing::Closed);
+        }
+        let admitted = match claim {
+            Claim::None => outbox.admits(length, *head),
+            Claim::Head => outbox.admits(length, 0),
+            Claim::Promised => self.framing.check(length).map_err(|_| Refusal::TooLarge),
+        };
+        match admitted {
+            Ok(()) => {}
+            Err(Refusal::Full) if self.overflow == Overflow::FailOldest => {
+                // The dialer hands over what is given up here.
+                self.has_failed.store(true, Ordering::Relaxed);
+                self.chores.notify_one();
+                if !outbox.fail_oldest_for(length, Instant::now()) {
+                    return Err(Refusing::Full);
+                }
+                self.progress.notify_waiters();
+            }
+            Err(Refusal::Full) => return Err(Refusing::Full),
+            Err(Refusal::TooLarge) => return Err(Refusing::TooLarge),
+        }
+        if claim == Claim::Promised {
+            outbox.unreserve(self.framing.max_message_size());
+        }
+        let number = if lives.is_none() && self.expiry.is_none() {
+            push(outbox, None)
+        } else {
+            self.push_expiring(&mut state, lives, push)
+        };
+        if state.outbox.bytes() > state.outbox.limit() / 2 {
+            self.congested.store(true, Ordering::Relaxed);
+        }
+        if state.asleep {
+            state.asleep = false;
+            let waker = state.task.clone();
+            drop(state);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+        Ok(number)
+    }
+
+    #[cold]
+    fn push_expiring(
+        &self,
+        state: &mut State,
+        lives: Option<Duration>,
+        push: impl FnOnce(&mut Outbox, Option<Instant>) -> u64,
+    ) -> u64 {
+        let expires = lives.or(self.expiry).map(coarse_expiry);
+        if state.next_expiry.is_none() || expires < state.next_expiry {
+            state.next_expiry = expires;
+            self.chores.notify_one();
+        }
+        push(&mut state.outbox, expires)
+    }
+
+    /// Waits until a message of this length has room, and accepts it then.
+    ///
+    /// Cancel safe: nothing is accepted if this is dropped before it returns.
+    pub(crate) async fn accept_in_turn(
+        &self,
+        length: usize,
+        lives: Option<Duration>,
+        mut push: impl FnMut(&mut Outbox, Option<Instant>) -> u64,
+    ) -> Result<u64, Refusing> {
+        let _turn = self.turn.lock().await;
+        let _head = Head::take(self, self.framing.prefix_width(length) + length);
+        loop {
+            let mut room = pin!(self.room.notified());
+            room.as_mut().enable();
+            match self.accept(length, lives, Claim::Head, &mut push) {
+                Err(Refusing::Full) => room.await,
+                result => return result,
+            }
+        }
+    }
+
+    #[cold]
+    pub(crate) fn error(&self, refusing: Refusing, length: usize) -> Error {
+        let state = self.lock();
+        match refusing {
+            Refusing::TooLarge => {
+                let max = self.framing.max_message_size();
+                let text = format!("a message of {length} bytes is over the maximum of {max}; raise it on both sides");
+                Error::new(ErrorKind::TooLarge, text)
+            }
+            Refusing::Full => {
+                let (bytes, limit) = (state.outbox.bytes(), state.outbox.limit());
+                let text = format!("no room for a message of {length} bytes: {bytes} of {limit} bytes are taken");
+                Error::new(ErrorKind::Full, text)
+            }
+            Refusing::Closed => {
+                let why = match state.phase {
+                    Phase::Ended(why) => why,
+                    _ => "it is being closed",
+                };
+                Error::new(ErrorKind::Closed, format!("the connection takes no more messages: {why}"))
+            }
+        }
+    }
+
+    /// Promises room for the largest message to somebody, when there is some.
+    pub(crate) async fn reserve_largest(&self) -> Result<()> {
+        let length = self.framing.max_message_size();
+        let _turn = self.turn.lock().await;
+        let _head = Head::take(self, self.framing.prefix_width(length) + length);
+        loop {
+            let mut room = pin!(self.room.notified());
+            room.as_mut().enable();
+            {
+                let mut state = self.lock();
+                if state.phase != Phase::Open {
+                    drop(state);
+                    return Err(self.error(Refusing::Closed, length));
+                }
+                if state.outbox.admits(length, 0).is_ok() {
+                    state.outbox.reserve(length);
+                    return Ok(());
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// Sends a message into room that was promised. If it is refused, the promise stands.
+    pub(crate) fn send_promised(&self, message: Bytes) -> Result<u64> {
+        let push = |outbox: &mut Outbox, expires| outbox.push_bytes(message.clone(), expires, Instant::now);
+        self.accept(message.len(), None, Claim::Promised, push).map_err(|refusing| self.error(refusing, message.len()))
+    }
+
+    /// Waits until a message is no longer in flight.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn fate_of(&self, number: u64) -> Fate {
+        loop {
+            let mut progress = pin!(self.progress.notified());
+            progress.as_mut().enable();
+            match self.lock().outbox.fate(number) {
+                Fate::InFlight => {}
+                fate => return fate,
+            }
+            progress.await;
+        }
+    }
+
+    /// Waits until everything accepted so far is settled or failed; returns how many messages that were, and how many of
+    /// them failed.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn flushed(&self) -> (u64, u64) {
+        let number = self.lock().outbox.next_number();
+        loop {
+            let mut progress = pin!(self.progress.notified());
+            progress.as_mut().enable();
+            {
+                let state = self.lock();
+                if state.outbox.resolved_to() >= number {
+                    return (number, state.outbox.failed_before(number));
+                }
+            }
+            progress.await;
+        }
+    }
+
+    /// Takes such a promise back.
+    pub(crate) fn unreserve_largest(&self) {
+        let mut state = self.lock();
+        state.outbox.unreserve(self.framing.max_message_size());
+        self.announce(&state, false);
+    }
+
+    // What the socket's task and the dialer do.
+
+    /// The phase, registering the task to be woken when it changes.
+    pub(crate) fn poll_phase(&self, cx: &mut Context<'_>) -> Phase {
+        let mut state = self.lock();
+        match &mut state.task {
+            Some(task) => task.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        state.phase
+    }
+
+    /// Waits for another phase than the one that is known, and returns it.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn phase_after(&self, known: Phase) -> Phase {
+        loop {
+            let mut changed = pin!(self.phase_changed.notified());
+            changed.as_mut().enable();
+            let phase = self.lock().phase;
+            if phase != known {
+                return phase;
+            }
+            changed.await;
+        }
+    }
+
+    /// Begins to close, unless that was done before with a deadline of its own.
+    pub(crate) fn close_by(&self, until: Instant) {
+        let phase = self.lock().phase;
+        if matches!(phase, Phase::Open | Phase::Draining) {
+            self.advance_phase(Phase::Closing(until));
+        }
+    }
+
+    /// Goes on to a later phase; an earlier one changes nothing.
+    pub(crate) fn advance_phase(&self, to: Phase) {
+        let mut state = self.lock();
+        let later = match (state.phase, to) {
+            (Phase::Closing(until), Phase::Closing(sooner)) => sooner < until,
+            (now, to) => now.rank() < to.rank(),
+        };
+        if later {
+            state.phase = to;
+            let waker = state.task.clone();
+            drop(state);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+            self.phase_changed.notify_waiters();
+            self.room.notify_waiters();
+            self.progress.notify_waiters();
+        }
+    }
+
+    /// Asks for another socket.
+    pub(crate) fn ask_reopen(&self) {
+        self.reopen.store(true, Ordering::Release);
+        let waker = self.lock().task.clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether another socket was asked for since the last time.
+    pub(crate) fn take_reopen(&self) -> bool {
+        self.reopen.load(Ordering::Relaxed) && self.reopen.swap(false, Ordering::AcqRel)
+    }
+
+    /// Waits for a phase, a failed message or an earlier expiry.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn chores(&self) {
+        self.chores.notified().await;
+    }
+
+    /// Gives the writer what comes next; `false`, and a wake-up later, if there is nothing.
+    pub(crate) fn hand(&self, most: usize, into: &mut VecDeque<Bytes>) -> bool {
+        let mut state = self.lock();
+        self.hand_locked(&mut state, most, into)
+    }
+
+    fn hand_locked(&self, state: &mut State, most: usize, into: &mut VecDeque<Bytes>) -> bool {
+        if state.next_expiry.is_some() {
+            state.next_expiry = state.outbox.expire(Instant::now());
+            if state.outbox.has_failed() {
+                self.announce(state, true);
+                self.chores.notify_one();
+            }
+        }
+        state.outbox.hand(most, into);
+        state.asleep = into.is_empty();
+        !state.asleep
+    }
+
+    /// The kernel took this many bytes. If the writer has nothing left, it is given more under the same lock.
+    pub(crate) fn wrote(&self, bytes: usize, most: usize, into: &mut VecDeque<Bytes>) {
+        let mut state = self.lock();
+        let settled = state.outbox.wrote(bytes);
+        if into.is_empty() {
+            self.hand_locked(&mut state, most, into);
+        }
+        self.announce(&state, settled);
+    }
+
+    /// Tells those who wait for room or for an outcome.
+    fn announce(&self, state: &State, resolved: bool) {
+        let bytes = state.outbox.bytes();
+        let limit = state.outbox.limit();
+        if bytes <= limit / 2 && self.is_congested() {
+            self.congested.store(false, Ordering::Relaxed);
+        }
+        // Where the oldest make room, failed messages that nobody takes do not stand in the way of new ones.
+        let has_room = || bytes <= (limit / 2).min(limit.saturating_sub(state.head));
+        if state.head > 0 && (self.overflow == Overflow::FailOldest || has_room()) {
+            self.room.notify_waiters();
+        }
+        if resolved {
+            self.has_failed.store(state.outbox.has_failed(), Ordering::Relaxed);
+            self.progress.notify_waiters();
+        }
+    }
+
+    /// Whether every message is settled or failed.
+    pub(crate) fn is_resolved(&self) -> bool {
+        let state = self.lock();
+        state.outbox.resolved_to() == state.outbox.next_number()
+    }
+
+    /// Gives the memory of unused buffers back, if there is any.
+    pub(crate) fn release(&self) {
+        self.lock().outbox.release();
+    }
+
+    pub(crate) fn spare_bytes(&self) -> usize {
+        self.lock().outbox.spare_bytes()
+    }
+
+    /// The connection broke: everything unsettled is to be written again.
+    pub(crate) fn rewind(&self) {
+        let mut state = self.lock();
+        let settled = state.outbox.rewind();
+        state.asleep = false;
+        self.announce(&state, settled);
+    }
+
+    /// A connection was tried, and failed or broke.
+    pub(crate) fn note_attempt(&self) {
+        self.lock().outbox.note_attempt();
+    }
+
+    /// Gives up all messages in flight.
+    pub(crate) fn fail_all(&self, reason: FailedReason) {
+        let mut state = self.lock();
+        state.outbox.rewind();
+        state.outbox.fail_all(reason, Instant::now());
+        self.announce(&state, true);
+    }
+
+    /// Gives up what has expired; says when the next message will.
+    pub(crate) fn expire(&self) -> Option<Instant> {
+        let mut state = self.lock();
+        if state.next_expiry.is_some() {
+            let failed = state.outbox.tally().failed;
+            state.next_expiry = state.outbox.expire(Instant::now());
+            if state.outbox.tally().failed != failed {
+                self.announce(&state, true);
+                // A close may have waited for just that.
+                if let Some(task) = &state.task {
+                    task.wake_by_ref();
+                }
+            }
+        }
+        state.next_expiry
+    }
+
+    /// The next failed message for its owner.
+    pub(crate) fn take_failed(&self) -> Option<FailedMessage> {
+        let mut state = self.lock();
+        if !state.outbox.has_failed() {
+            return None;
+        }
+        let failed = state.outbox.take_failed();
+        self.has_failed.store(state.outbox.has_failed(), Ordering::Relaxed);
+        self.announce(&state, false);
+        if self.overflow == Overflow::FailOldest {
+            // Its room comes from here, while the queue itself stays as full as it is.
+            self.room.notify_waiters();
+        }
+        failed
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed) && self.lock().outbox.has_failed()
+    }
+
+    /// How many messages were settled so far.
+    pub(crate) fn settled(&self) -> u64 {
+        self.lock().outbox.tally().settled
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats::from(self.lock().outbox.tally())
+    }
+}
+
+/// What right to room a message comes with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    None,
+    /// It is at the head of the queue, and does not wait behind itself.
+    Head,
+    /// Room for the largest message was promised. Once accepted, the promise is kept.
+    Promised,
+}
+
+/// Why a message was not accepted, before it is put into words.
+#[derive(Clone, Copy)]
+pub(crate) enum Refusing {
+    TooLarge,
+    Full,
+    Closed,
+}
+
+/// Being first in the queue for room, for as long as it lives.
+struct Head<'a>(&'a SharedOutbox);
+
+impl<'a> Head<'a> {
+    fn take(shared: &'a SharedOutbox, frame: usize) -> Head<'a> {
+        shared.lock().head = frame;
+        Head(shared)
+    }
+}
+
+impl Drop for Head<'_> {
+    fn drop(&mut self) {
+        self.0.lock().head = 0;
+    }
+}
+
+/// An expiry on a grid, so that messages sent shortly after each other share a chunk.
+fn coarse_expiry(lives: Duration) -> Instant {
+    static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let grain = (lives / EXPIRY_GRAIN).max(Duration::from_millis(1)).as_nanos();
+    let steps = ORIGIN.elapsed().saturating_add(lives).as_nanos().div_ceil(grain);
+    let until = Duration::from_nanos(u64::try_from(steps * grain).unwrap_or(u64::MAX));
+    ORIGIN.checked_add(until).unwrap_or_else(|| deadline_in(lives))
+}
