@@ -20,7 +20,7 @@ use crate::proto::outbox::FailedReason;
 use crate::reader::Demands;
 use crate::retry::{Backoff, Delays, Outage, Retry};
 use crate::sender::Sender;
-use crate::shared_outbox::{Phase, SharedOutbox};
+use crate::shared_outbox::{Phase, SharedOutbox, deadline_in};
 use crate::socket::Socket;
 use crate::transport::{Address, Liveness, PeerAddress, Transport};
 
@@ -232,9 +232,9 @@ impl<S: Service> Dialer<S> {
 
     /// Waits before an attempt; not if another socket is asked for meanwhile.
     async fn wait(&self, delay: Duration) {
-        let until = Instant::now() + delay;
+        let until = deadline_in(delay);
         tokio::select! {
-            () = sleep_until(until) => {}
+            () = sleep_until(until.into()) => {}
             () = poll_fn(|cx| {
                 self.outbox.poll_phase(cx);
                 if self.outbox.take_reopen() { Poll::Ready(()) } else { Poll::Pending }

@@ -30,7 +30,7 @@ pub enum Retry {
 pub struct Backoff {
     /// The first time.
     pub min: Duration,
-    /// The longest time.
+    /// The longest time; more than a day counts as a day.
     pub max: Duration,
 }
 
@@ -40,6 +40,9 @@ impl Default for Backoff {
         Backoff { min: Duration::from_millis(100), max: Duration::from_secs(10) }
     }
 }
+
+/// Longer than anybody waits, and short enough to count with.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The waiting times of one series of attempts. Endless.
 pub(crate) struct Delays {
@@ -59,7 +62,7 @@ impl Delays {
     }
 
     pub(crate) fn next(&mut self) -> Duration {
-        let full = self.growing.next().unwrap_or(self.backoff.max);
+        let full = self.growing.next().unwrap_or(self.backoff.max).min(LONGEST);
         full.mul_f64(self.random.f64())
     }
 }
@@ -121,6 +124,8 @@ mod tests {
             delays.reset();
             assert!(delays.next() <= backoff.min);
         }
+        let mut endless = Delays::new(Backoff { min: Duration::MAX, max: Duration::MAX }, fastrand::Rng::with_seed(1));
+        assert!((0..8).all(|_| endless.next() <= LONGEST), "a pause is never longer than a day");
         let low = seen.iter().filter(|part| **part < 0.25).count();
         let high = seen.iter().filter(|part| **part > 0.75).count();
         assert!(low > seen.len() / 8 && high > seen.len() / 8, "the jitter covers the whole range");
