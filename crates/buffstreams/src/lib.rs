@@ -131,3 +131,8 @@ pub use sink::MessageSink;
 pub use stats::{ReceivedStats, Stats};
 pub use stream::{Messages, MessagesHandler, MessagesService, messages};
 pub use transport::{Address, PeerAddress};
+
+/// The code in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
