@@ -8,11 +8,19 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use crate::handler::{Handler, HandlerResult, Peer, Service};
 use crate::proto::inbox::Message;
+use crate::reader::TURN;
+
+/// After how many rounds of work the clock is read to see whether a turn is over.
+const ROUNDS_PER_GLANCE: u64 = 16;
+
+/// For how many waiting messages an idle connection keeps places. A read of tiny ones takes many more.
+const KEPT_PLACES: usize = 64;
 
 /// A service that runs an async function for every message, which it owns.
 ///
@@ -95,9 +103,15 @@ where
     F: Fn(Bytes, Peer) -> W + Send + Sync + 'static,
     W: Future<Output = HandlerResult> + Send + 'static,
 {
-    /// Polls what runs and begins what waits, until an error, or nothing more can be done now.
+    /// Polls what runs and begins what waits, until an error, or nothing more can be done now, or the turn is over.
     fn advance(&mut self, cx: &mut Context<'_>) -> HandlerResult {
-        loop {
+        let turn = Instant::now();
+        for round in 1_u64.. {
+            if round.is_multiple_of(ROUNDS_PER_GLANCE) && turn.elapsed() > TURN {
+                // What waits is always ready: it has its turn again after the other connections have had theirs.
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
             let mut index = 0;
             while index < self.running.len() {
                 match self.running[index].as_mut().poll(cx) {
@@ -117,6 +131,7 @@ where
                 self.running.push(Box::pin((self.work)(message, self.peer.clone())));
             }
         }
+        Ok(())
     }
 }
 
@@ -133,6 +148,9 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
         self.advance(cx)?;
         if self.waiting.is_empty() && self.running.len() < self.concurrency {
+            if self.waiting.capacity() > KEPT_PLACES {
+                self.waiting = VecDeque::new();
+            }
             Poll::Ready(Ok(()))
         } else {
             Poll::Pending

@@ -190,7 +190,23 @@ pub trait Handler: Send + 'static {
 
 /// Makes the [`Handler`] of every connection.
 ///
-/// Any `Fn(&[u8]) -> HandlerResult` is a service whose handlers all call it.
+/// Any `Fn(&[u8]) -> HandlerResult` is a service whose handlers all call it. The message is lent to it for the length of
+/// the call, so keeping it without a copy does not compile:
+///
+/// ```compile_fail
+/// use std::sync::Mutex;
+/// use buffstreams::{HandlerResult, Service};
+///
+/// fn service(closure: impl Fn(&[u8]) -> HandlerResult + Send + Sync + 'static) -> impl Service {
+///     closure
+/// }
+///
+/// static KEPT: Mutex<Vec<&'static [u8]>> = Mutex::new(Vec::new());
+/// service(|message: &[u8]| {
+///     KEPT.lock().unwrap().push(message); // with Vec<Vec<u8>> and message.to_vec() it would
+///     Ok(())
+/// });
+/// ```
 pub trait Service: Send + Sync + 'static {
     /// What it makes.
     type Handler: Handler;

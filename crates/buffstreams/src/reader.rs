@@ -29,7 +29,7 @@ use crate::stats::Received;
 const SCRATCH: usize = 256 * 1024;
 
 /// How long one connection may keep its worker busy before others get their turn.
-const TURN: Duration = Duration::from_millis(1);
+pub(crate) const TURN: Duration = Duration::from_millis(1);
 
 /// After how many messages the clock is read to see whether a turn is over.
 const MESSAGES_PER_GLANCE: u64 = 256;

@@ -136,3 +136,42 @@ impl Writer {
         self.buffers.is_empty() && self.unflushed == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::framing::{Framing, Prefix};
+    use crate::sender::Sender;
+    use crate::shared_outbox::Overflow;
+
+    /// Takes one byte at a time, at once.
+    struct ByteByByte;
+
+    impl AsyncWrite for ByteByByte {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len().min(1)))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn what_was_written_in_a_turn_is_known_at_its_end() {
+        let outbox = SharedOutbox::new(Framing::new(Prefix::U8), 1024, Overflow::Wait, None);
+        let sender = Sender::new(&outbox);
+        for _ in 0..2 * WRITES_PER_TURN {
+            sender.try_send(b"").expect("there is room");
+        }
+        let mut writer = Writer::default();
+        let polled = writer.poll(&mut Context::from_waker(std::task::Waker::noop()), &mut ByteByByte, &outbox);
+        assert!(polled.is_pending());
+        outbox.rewind();
+        assert_eq!(outbox.settled(), WRITES_PER_TURN as u64, "none of them may be sent again");
+    }
+}

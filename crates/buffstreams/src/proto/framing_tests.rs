@@ -91,7 +91,7 @@ fn naive(framing: Framing, bytes: &[u8]) -> Naive {
             }
             let zigzag = naive_varint(&prefix[..=last]);
             if zigzag % 2 == 1 {
-                return Naive::Negative(-(((zigzag + 1) / 2) as i64));
+                return Naive::Negative(-(zigzag.div_ceil(2) as i64));
             }
             naive_length(width, zigzag / 2, max)
         }

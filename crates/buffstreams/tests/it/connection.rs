@@ -217,7 +217,7 @@ async fn a_frame_that_a_loss_cut_is_sent_again_from_its_start_on_the_next_socket
     let (listener, address) = plain_listener().await;
     let connection =
         builder().prefix(Prefix::U32Be).max_message_size(SIZE).memory(2 * SIZE).dial(&address).await.unwrap();
-    let large = Bytes::from((0..SIZE).map(|at| (at * 7 >> 3) as u8).collect::<Vec<_>>());
+    let large = Bytes::from((0..SIZE).map(|at| ((at * 7) >> 3) as u8).collect::<Vec<_>>());
     connection.send_bytes(large.clone()).await.unwrap();
     connection.send(b"behind").await.unwrap();
     let framing = connection.framing();

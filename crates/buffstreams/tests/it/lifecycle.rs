@@ -209,8 +209,21 @@ async fn at_the_deadline_of_a_shutdown_what_is_left_is_cut_and_reported() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_blocks_its_thread_does_not_hold_up_the_end_of_a_shutdown() {
-    let release = Arc::new(AtomicBool::new(false));
-    let released = Arc::clone(&release);
+    /// Lets the handler go, also if the test fails: otherwise its runtime would never end.
+    struct Release(Arc<AtomicBool>);
+    impl Drop for Release {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    // Keeps the other thread awake, for tokio's timers may have been left to the one that is blocked.
+    tokio::spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
+    let released = Arc::new(AtomicBool::new(false));
+    let release = Release(Arc::clone(&released));
     let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(move |_: &[u8]| {
         while !released.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
@@ -223,7 +236,7 @@ async fn a_handler_that_blocks_its_thread_does_not_hold_up_the_end_of_a_shutdown
     tokio::time::sleep(Duration::from_millis(50)).await;
     let report = in_time("the shutdown", server.shutdown(Duration::from_millis(50))).await;
     assert_eq!((report.cut, report.blocked), (1, 1));
-    release.store(true, Ordering::Relaxed);
+    drop(release);
     closed(&mut client).await;
 }
 
@@ -337,4 +350,29 @@ async fn two_listeners_do_not_share_limits_or_counts() {
     connection.send(b"x").await.unwrap();
     until("it is received", || one.stats().messages == 1).await;
     assert_eq!(two.stats(), buffstreams::ReceivedStats::default());
+}
+
+#[tokio::test]
+async fn serving_ends_with_a_report_when_it_is_stopped_from_elsewhere() {
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stopper) = (listener.local_address().clone(), listener.stopper());
+    let record = Recorder::default();
+    let serving = tokio::spawn(listener.serve(record.clone()));
+    let connection = Connection::dial(&address).await.unwrap();
+    connection.send(b"x").await.unwrap();
+    record.has(1).await;
+    stopper.stop(PATIENCE);
+    let report = in_time("the report", serving).await.unwrap().unwrap();
+    assert_eq!((report.cut, report.received.messages), (0, 1));
+}
+
+#[tokio::test]
+async fn dropping_the_future_that_serves_shuts_down() {
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_address().clone();
+    let serving = tokio::spawn(listener.serve(Recorder::default()));
+    let mut client = connect(&address).await;
+    client.write_all(&frames(Framing::default(), [b"x"])).await.unwrap();
+    serving.abort();
+    closed(&mut client).await;
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use buffstreams::{
     Bytes, Connection, Ended, Framing, Handler, HandlerError, HandlerResult, Listener, Message, OnHandlerError, Peer,
@@ -175,6 +175,37 @@ async fn the_errors_of_an_async_handler_do_not_keep_the_next_message_waiting() {
         until("all errors are counted", || server.stats().handler_errors == 50).await;
         assert_eq!(server.stats().open, 1);
     }
+}
+
+#[tokio::test]
+async fn an_async_handler_that_is_always_ready_does_not_starve_the_other_connections_of_its_worker() {
+    const FLOOD: usize = 50_000;
+    let flooded = Arc::new(AtomicUsize::new(0));
+    let seen_by_other = Arc::new(AtomicUsize::new(usize::MAX));
+    let (flood, seen) = (Arc::clone(&flooded), Arc::clone(&seen_by_other));
+    let server = serve(async_handler(move |message: Bytes, _: Peer| {
+        let (flood, seen) = (Arc::clone(&flood), Arc::clone(&seen));
+        async move {
+            if message.is_empty() {
+                flood.fetch_add(1, Ordering::Relaxed);
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_micros(10) {}
+            } else {
+                seen.store(flood.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            Ok(())
+        }
+    }))
+    .await;
+    let other = Connection::dial(server.local_address()).await.unwrap();
+    let mut flooding = connect(server.local_address()).await;
+    flooding.write_all(&vec![0; FLOOD * 3]).await.unwrap();
+    until("the flood has begun", || flooded.load(Ordering::Relaxed) > 0).await;
+    other.send(b"let me through").await.unwrap();
+    until("the other is handled", || seen_by_other.load(Ordering::Relaxed) != usize::MAX).await;
+    let handled_before = seen_by_other.load(Ordering::Relaxed);
+    assert!(handled_before < FLOOD / 2, "{handled_before} of the flood came first");
+    until("the flood is over", || flooded.load(Ordering::Relaxed) == FLOOD).await;
 }
 
 #[tokio::test]
