@@ -2,15 +2,20 @@
 //!
 //! The clients are plain sockets in a process of their own, so that only the listener's memory is measured.
 //!
-//! `cargo run --release -p buffstreams --example idle_memory [CONNECTIONS]` (needs as many file descriptors)
+//! `cargo run --release -p buffstreams --example idle_memory [CONNECTIONS]` (needs as many file descriptors, and takes them
+//! if the hard limit allows). Fails if a connection costs more than 2 KiB.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use buffstreams::Listener;
 
+/// Bytes that an idle connection may cost.
+const ALLOWED: u64 = 2048;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    rlimit::increase_nofile_limit(u64::MAX)?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [role, address, connections] = arguments.as_slice() {
         assert_eq!(role, "connect");
@@ -24,25 +29,34 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let mut command = Command::new(std::env::current_exe()?);
             command.args(["connect", &address, &connections.to_string()]).stdin(Stdio::piped()).spawn()
         };
-        let settle = async |messages: u64, open: u64| {
+        let settle = async |clients: &mut Child, messages: u64, open: u64| {
             while server.stats().messages < messages || server.stats().open != open {
+                if open > 0
+                    && let Some(status) = clients.try_wait()?
+                {
+                    return Err(format!("the clients ended early, with {status}").into());
+                }
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
+            Ok::<(), Box<dyn std::error::Error>>(())
         };
         // A first few, so that what the process needs but once is not counted.
         let mut first = run(10)?;
-        settle(10, 10).await;
+        settle(&mut first, 10, 10).await?;
         drop(first.stdin.take());
         first.wait()?;
-        settle(10, 0).await;
+        settle(&mut first, 10, 0).await?;
 
         let before = resident()?;
         let mut clients = run(connections)?;
-        settle(10 + connections, connections).await;
+        settle(&mut clients, 10 + connections, connections).await?;
         let grown = resident()?.saturating_sub(before);
         println!("{connections} idle connections: {} KiB, {} bytes each", grown / 1024, grown / connections);
         drop(clients.stdin.take());
         clients.wait()?;
+        if grown / connections > ALLOWED {
+            return Err(format!("an idle connection may cost {ALLOWED} bytes").into());
+        }
         Ok(())
     })
 }

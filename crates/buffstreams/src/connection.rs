@@ -360,12 +360,12 @@ impl Connection {
     }
 
     /// Gives up the socket at hand and connects anew at once; what is not settled is sent again there. On a closed
-    /// connection it does nothing.
+    /// connection it does nothing; one made [from a stream](ConnectionBuilder::from_io) has no other, and ends.
     pub fn reopen(&self) {
         self.sender.shared().ask_reopen();
     }
 
-    /// A `futures::Sink` that sends over this connection.
+    /// A `futures::Sink` that sends over this connection. It does not keep the connection open: hold on to a clone.
     pub fn sink(&self) -> MessageSink {
         MessageSink::new(self.sender.clone())
     }

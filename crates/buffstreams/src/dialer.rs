@@ -111,6 +111,7 @@ impl<S: Service> Dialer<S> {
         // Handlers of lost sockets that still work. They may wait for room, which only the next socket can make.
         let mut leaving = JoinSet::new();
         for sockets in 0.. {
+            let was_dialled = next.is_some();
             let (io, address) = match next.take() {
                 Some(connected) => connected,
                 None => {
@@ -146,10 +147,8 @@ impl<S: Service> Dialer<S> {
                 delays.reset();
             }
             let progress = self.outbox.settled() > settled_before || self.outbox.is_resolved();
-            if healthy || progress || at_once {
+            if healthy || progress || at_once || was_dialled {
                 outage = Outage::begin(std::time::Instant::now());
-            } else {
-                outage.note_attempt();
             }
         }
         while leaving.join_next().await.is_some() {}
@@ -217,10 +216,11 @@ impl<S: Service> Dialer<S> {
             }
             at_once = false;
             self.state.send_replace(State::Connecting);
+            // Also one that succeeds counts, until its socket has done any good.
+            outage.note_attempt();
             match target.connect(left).await {
                 Ok(connected) => return Some(connected),
                 Err(error) => {
-                    outage.note_attempt();
                     self.outbox.note_attempt();
                     self.state.send_replace(State::Disconnected);
                     tracing::warn!("{error}");
@@ -267,14 +267,15 @@ impl<S: Service> Dialer<S> {
     async fn do_chores(&self, log: &Throttle) -> &'static str {
         loop {
             let expiry = self.outbox.expire();
-            self.failed_to.hand_over(&self.outbox, log).await;
             let expired = async {
                 match expiry {
                     Some(at) => sleep_until(at.into()).await,
                     None => pending().await,
                 }
             };
+            // Side by side: messages expire on time, however slowly failed ones are taken.
             tokio::select! {
+                () = self.failed_to.hand_over(&self.outbox, log), if self.outbox.has_failed() => {}
                 () = self.outbox.chores() => {}
                 () = expired => {}
             }

@@ -33,7 +33,7 @@ pub enum ErrorKind {
     Closed,
     /// The message was accepted, and given up later.
     Failed,
-    /// What became of the message is no longer known: too many others have failed since.
+    /// What became of the message is not known: too many others have failed since, or it was sent on another connection.
     Forgotten,
     /// The address cannot be understood.
     InvalidAddress,

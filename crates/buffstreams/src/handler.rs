@@ -121,9 +121,11 @@ impl Peer {
 
     /// Sends to the peer on the same connection.
     ///
-    /// In a handler use [`try_send`](Sender::try_send): reading pauses while many replies wait, so that there is room
-    /// for one reply of moderate size to each message. A reply is lost with its connection. On a listener, a connection
-    /// whose peer has ended its stream stays open for replies until the last clone of its sender is gone.
+    /// In a handler use [`try_send`](Sender::try_send). On a listener, reading pauses while many replies wait, so that
+    /// there is room for one of moderate size to each message; a reply that fails is counted, and lost with its
+    /// connection; and a connection whose peer has ended its stream stays open for replies until the last clone of its
+    /// sender is gone. On a dialled connection, replies are messages of that connection like all others, and wait behind
+    /// them: `try_send` may find no room.
     pub fn sender(&self) -> &Sender {
         &self.sender
     }
@@ -184,7 +186,8 @@ pub trait Handler: Send + 'static {
         self.poll_ready(cx)
     }
 
-    /// No more messages will come, and all work is finished. Called once, unless the handler panicked.
+    /// No more messages will come, and all work is finished. Called once, unless the handler panicked or its connection
+    /// was cut off: at the deadline of a close, or with the runtime.
     fn ended(&mut self, _why: &Ended) {}
 }
 

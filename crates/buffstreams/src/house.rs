@@ -7,22 +7,21 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::failed::FailedTo;
 use crate::handler::{Ended, Peer, Service};
 use crate::log::Throttle;
 use crate::proto::outbox::FailedReason;
 use crate::reader::Demands;
 use crate::sender::Sender;
-use crate::shared_outbox::{Overflow, Phase, SharedOutbox};
+use crate::shared_outbox::{Phase, SharedOutbox};
 use crate::socket::Socket;
-use crate::stats::{Received, Stats};
+use crate::stats::Received;
 use crate::transport::{PeerAddress, Transport};
 
 /// How long a connection that broke a rule may take to get the replies it is still owed.
@@ -38,7 +37,6 @@ pub(crate) struct House<S> {
     reply_memory: usize,
     tenants: Tenants,
     ended_log: Throttle,
-    failed_log: Throttle,
 }
 
 impl<S: Service> House<S> {
@@ -49,7 +47,6 @@ impl<S: Service> House<S> {
             reply_memory,
             tenants: Tenants::default(),
             ended_log: Throttle::default(),
-            failed_log: Throttle::default(),
         }
     }
 
@@ -67,11 +64,10 @@ impl<S: Service> House<S> {
     ///
     /// What an idle connection costs is mostly the size of this future: what it needs is captured, not moved within it.
     pub(crate) fn serve(self: Arc<Self>, io: Transport, address: PeerAddress) -> impl Future<Output = Ended> {
-        let outbox = SharedOutbox::new(self.demands.framing, self.reply_memory, Overflow::Wait, None);
-        let tenant = Tenants::enter(self, &outbox);
+        let tenant = Tenants::enter(self, address);
         async move {
-            let house = &*tenant.house;
-            let mut socket = house.open(io, &address, tenant.id, &outbox);
+            let Tenant { house, outbox, .. } = &tenant;
+            let mut socket = house.open(io, &tenant);
             let ended = poll_fn(|cx| {
                 let Some(socket) = &mut socket else { return Poll::Ready(Ended::HandlerPanicked) };
                 match outbox.poll_phase(cx) {
@@ -79,30 +75,20 @@ impl<S: Service> House<S> {
                     Phase::Draining | Phase::Closing(_) => socket.stop_reading(),
                     Phase::Cut | Phase::Ended(_) => return Poll::Ready(Ended::Cut),
                 }
-                let poll = socket.poll(cx, &outbox);
-                // Replies that expired; nobody else takes them, and they would take up room.
-                FailedTo::Log.hand_over_now(&outbox, &house.failed_log);
-                poll
+                socket.poll(cx, outbox)
             })
             .await;
             // On the heap, so that an idle connection does not carry the room for its own end.
-            Box::pin(house.part(socket.take(), &ended, &outbox)).await;
-            outbox.advance_phase(Phase::Ended("its peer is gone"));
-            outbox.fail_all(FailedReason::Disconnected);
-            house.account_for(&address, &ended, outbox.stats());
+            Box::pin(house.part(socket.take(), &ended, outbox)).await;
+            tenant.leave(&ended);
             ended
         }
     }
 
-    fn open(
-        &self,
-        io: Transport,
-        address: &PeerAddress,
-        id: u64,
-        outbox: &Arc<SharedOutbox>,
-    ) -> Option<Socket<S::Handler>> {
+    fn open(&self, io: Transport, tenant: &Tenant<S>) -> Option<Socket<S::Handler>> {
+        let Tenant { id, address, outbox, .. } = tenant;
         tracing::debug!(peer = %address, id, "connected");
-        let peer = Peer::new(id, address.clone(), Sender::new(outbox));
+        let peer = Peer::new(*id, address.clone(), Sender::new(outbox));
         Socket::open(io, &self.service, &peer, &self.demands)
     }
 
@@ -126,21 +112,6 @@ impl<S: Service> House<S> {
         match written {
             Ok(()) => output.end(outbox).await,
             Err(error) => tracing::debug!(%error, "replies were cut off"),
-        }
-    }
-
-    /// Counts and logs the end of a connection.
-    fn account_for(&self, peer: &PeerAddress, ended: &Ended, replies: Stats) {
-        let received = &self.demands.received;
-        received.add_replies(replies);
-        let unsent = replies.failed;
-        match ended {
-            Ended::EndOfStream | Ended::ShutDown if unsent == 0 => tracing::debug!(%peer, "closed: {ended}"),
-            _ => {
-                received.broken.fetch_add(1, Ordering::Relaxed);
-                let log = |left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}");
-                self.ended_log.warn(log);
-            }
         }
     }
 
@@ -178,19 +149,20 @@ impl Tenants {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter<S>(house: Arc<House<S>>, outbox: &Arc<SharedOutbox>) -> Tenant<S> {
+    fn enter<S>(house: Arc<House<S>>, address: PeerAddress) -> Tenant<S> {
         house.demands.received.connected.fetch_add(1, Ordering::Relaxed);
         house.demands.received.open.fetch_add(1, Ordering::Relaxed);
+        let outbox = SharedOutbox::for_replies(house.demands.framing, house.reply_memory);
         let mut open = house.tenants.lock();
         let id = open.next;
         open.next += 1;
-        open.outboxes.insert(id, Arc::clone(outbox));
+        open.outboxes.insert(id, Arc::clone(&outbox));
         let phase = open.phase;
         drop(open);
         if let Some(phase) = phase {
             outbox.advance_phase(phase);
         }
-        Tenant { house, id }
+        Tenant { house, id, address, outbox, has_left: AtomicBool::new(false) }
     }
 
     fn count(&self) -> usize {
@@ -219,14 +191,41 @@ impl Tenants {
     }
 }
 
-/// One open connection's entry, for as long as it lives.
+/// One open connection, for as long as it lives. Whatever ends it, its replies are accounted for.
 struct Tenant<S> {
     house: Arc<House<S>>,
     id: u64,
+    address: PeerAddress,
+    outbox: Arc<SharedOutbox>,
+    has_left: AtomicBool,
+}
+
+impl<S> Tenant<S> {
+    /// Gives up the replies that are left, and counts and logs the end.
+    fn leave(&self, ended: &Ended) {
+        self.has_left.store(true, Ordering::Relaxed);
+        self.outbox.advance_phase(Phase::Ended("its peer is gone"));
+        self.outbox.fail_all(FailedReason::Disconnected);
+        let replies = self.outbox.stats();
+        let House { demands, ended_log, .. } = &*self.house;
+        demands.received.add_replies(replies);
+        let (peer, unsent) = (&self.address, replies.failed);
+        match ended {
+            Ended::EndOfStream | Ended::ShutDown if unsent == 0 => tracing::debug!(%peer, "closed: {ended}"),
+            _ => {
+                demands.received.broken.fetch_add(1, Ordering::Relaxed);
+                let log = |left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}");
+                ended_log.warn(log);
+            }
+        }
+    }
 }
 
 impl<S> Drop for Tenant<S> {
     fn drop(&mut self) {
+        if !self.has_left.load(Ordering::Relaxed) {
+            self.leave(&Ended::Cut);
+        }
         self.house.tenants.lock().outboxes.remove(&self.id);
         self.house.demands.received.open.fetch_sub(1, Ordering::Relaxed);
         self.house.tenants.left.notify_waiters();

@@ -31,7 +31,7 @@ const SCRATCH: usize = 256 * 1024;
 /// How long one connection may keep its worker busy before others get their turn.
 pub(crate) const TURN: Duration = Duration::from_millis(1);
 
-/// After how many messages the clock is read to see whether a turn is over.
+/// After how many messages the clock is read, at the latest, to see whether a turn is over.
 const MESSAGES_PER_GLANCE: u64 = 256;
 
 /// An unused buffer of more than this many bytes is kept for a second; a smaller one is given back at once.
@@ -212,7 +212,9 @@ impl<H: Handler> Reader<H> {
                 if let Err(error) = handler.message(message) {
                     fatal = demands.judge(error);
                 }
-                let turn_is_over = || messages % MESSAGES_PER_GLANCE == 0 && turn.elapsed() > TURN;
+                // Often at first, for a handler may be slow; then rarely, for it is not.
+                let glance = messages % MESSAGES_PER_GLANCE == 0 || messages.is_power_of_two();
+                let turn_is_over = || glance && turn.elapsed() > TURN;
                 if fatal.is_some() || congested() || turn_is_over() { Flow::Pause } else { Flow::Continue }
             });
             if messages > 0

@@ -30,7 +30,7 @@ impl Receipt {
         Receipt { number }
     }
 
-    /// The number, the same as in [`FailedMessage::number`].
+    /// The number, the same as in [`FailedMessage::number`](crate::FailedMessage::number).
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -42,7 +42,8 @@ impl Receipt {
 pub struct Flushed {
     /// How many reached the promised level.
     pub settled: u64,
-    /// How many were given up, and went to where failed messages go.
+    /// How many were given up, and went to where failed messages go. After more than a thousand separate runs of failures
+    /// some later ones may be counted in.
     pub failed: u64,
 }
 
@@ -119,7 +120,8 @@ impl Sender {
     }
 
     /// The same, for a message that is worth sending only for so long: if none of it was written by then, it fails with
-    /// [`FailedReason::Expired`](crate::FailedReason::Expired). It may live up to a sixteenth longer.
+    /// [`FailedReason::Expired`](crate::FailedReason::Expired). It may live up to a sixteenth longer; a reply on an
+    /// accepted connection, until the next write is due.
     ///
     /// # Errors
     ///
@@ -233,11 +235,12 @@ impl Sender {
         result.map(Receipt::new).map_err(|refusing| self.shared.error(refusing, length))
     }
 
-    /// Waits until the message with this receipt is settled.
+    /// Waits until the message with this receipt is settled. Every write wakes all who wait like this: to wait for many
+    /// messages, [`flush`](Sender::flush).
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Failed`] if it was given up; [`ErrorKind::Forgotten`] if that can no longer be told.
+    /// [`ErrorKind::Failed`] if it was given up; [`ErrorKind::Forgotten`] if that cannot be told.
     ///
     /// # Cancel safety
     ///
@@ -250,10 +253,12 @@ impl Sender {
                 Err(Error::new(ErrorKind::Failed, text))
             }
             Fate::Forgotten => {
-                let text = format!("too many messages have failed since to tell what became of message {number}");
+                let text =
+                    format!("nothing is known of message {number}: it was sent elsewhere, or too many failed since");
                 Err(Error::new(ErrorKind::Forgotten, text))
             }
-            Fate::Settled | Fate::InFlight => Ok(()),
+            Fate::Settled => Ok(()),
+            Fate::InFlight => unreachable!("that was waited for"),
         }
     }
 

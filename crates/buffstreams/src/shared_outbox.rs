@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::log::Throttle;
 use crate::proto::framing::Framing;
 use crate::proto::outbox::{FailedMessage, FailedReason, Fate, Outbox, Refusal};
 use crate::stats::Stats;
@@ -76,6 +77,8 @@ pub(crate) struct SharedOutbox {
     framing: Framing,
     overflow: Overflow,
     expiry: Option<Duration>,
+    /// Whether nobody takes failed messages: they are replies, and go with their connection.
+    is_for_replies: bool,
     /// Whether so much waits to be written that no more should be provoked by reading.
     congested: AtomicBool,
     /// Senders that exist.
@@ -113,7 +116,23 @@ impl fmt::Debug for SharedOutbox {
 }
 
 impl SharedOutbox {
+    /// For the messages of a dialled connection.
     pub(crate) fn new(framing: Framing, limit: usize, overflow: Overflow, expiry: Option<Duration>) -> Arc<Self> {
+        SharedOutbox::build(framing, limit, overflow, expiry, false)
+    }
+
+    /// For the replies on an accepted connection.
+    pub(crate) fn for_replies(framing: Framing, limit: usize) -> Arc<Self> {
+        SharedOutbox::build(framing, limit, Overflow::Wait, None, true)
+    }
+
+    fn build(
+        framing: Framing,
+        limit: usize,
+        overflow: Overflow,
+        expiry: Option<Duration>,
+        is_for_replies: bool,
+    ) -> Arc<Self> {
         Arc::new(SharedOutbox {
             state: Mutex::new(State {
                 outbox: Outbox::new(framing, limit),
@@ -126,6 +145,7 @@ impl SharedOutbox {
             framing,
             overflow,
             expiry,
+            is_for_replies,
             congested: AtomicBool::new(false),
             handles: AtomicUsize::new(0),
             room: Notify::new(),
@@ -202,10 +222,11 @@ impl SharedOutbox {
                 // The dialer hands over what is given up here.
                 self.has_failed.store(true, Ordering::Relaxed);
                 self.chores.notify_one();
-                if !outbox.fail_oldest_for(length, Instant::now()) {
+                let has_room = outbox.fail_oldest_for(length, Instant::now());
+                self.progress.notify_waiters();
+                if !has_room {
                     return Err(Refusing::Full);
                 }
-                self.progress.notify_waiters();
             }
             Err(Refusal::Full) => return Err(Refusing::Full),
             Err(Refusal::TooLarge) => return Err(Refusing::TooLarge),
@@ -355,7 +376,7 @@ impl SharedOutbox {
         }
     }
 
-    /// Takes such a promise back.
+    /// Takes a promise of room back.
     pub(crate) fn unreserve_largest(&self) {
         let mut state = self.lock();
         state.outbox.unreserve(self.framing.max_message_size());
@@ -431,7 +452,7 @@ impl SharedOutbox {
         self.reopen.load(Ordering::Relaxed) && self.reopen.swap(false, Ordering::AcqRel)
     }
 
-    /// Waits for a phase, a failed message or an earlier expiry.
+    /// Waits for a failed message or an earlier expiry.
     ///
     /// Cancel safe.
     pub(crate) async fn chores(&self) {
@@ -448,6 +469,9 @@ impl SharedOutbox {
         if state.next_expiry.is_some() {
             state.next_expiry = state.outbox.expire(Instant::now());
             if state.outbox.has_failed() {
+                if self.is_for_replies {
+                    forget_failed(&mut state.outbox);
+                }
                 self.announce(state, true);
                 self.chores.notify_one();
             }
@@ -474,9 +498,11 @@ impl SharedOutbox {
         if bytes <= limit / 2 && self.is_congested() {
             self.congested.store(false, Ordering::Relaxed);
         }
-        // Where the oldest make room, failed messages that nobody takes do not stand in the way of new ones.
-        let has_room = || bytes <= (limit / 2).min(limit.saturating_sub(state.head));
-        if state.head > 0 && (self.overflow == Overflow::FailOldest || has_room()) {
+        // Not at the first byte of room, but when the queue is half empty: then the head is followed by others. Where the
+        // oldest make room, failed messages that nobody takes do not stand in the way of new ones.
+        let fits = bytes == 0 || bytes + state.head <= limit;
+        let is_worth_it = state.outbox.in_flight_bytes() <= limit / 2 || state.head > limit / 2;
+        if state.head > 0 && (self.overflow == Overflow::FailOldest || (fits && is_worth_it)) {
             self.room.notify_waiters();
         }
         if resolved {
@@ -505,7 +531,10 @@ impl SharedOutbox {
         let mut state = self.lock();
         let settled = state.outbox.rewind();
         state.asleep = false;
-        self.announce(&state, settled);
+        // What had been handed out and was not begun can expire again.
+        state.next_expiry = state.outbox.expire(Instant::now());
+        self.announce(&state, settled || state.outbox.has_failed());
+        self.chores.notify_one();
     }
 
     /// A connection was tried, and failed or broke.
@@ -602,6 +631,14 @@ impl Drop for Head<'_> {
     }
 }
 
+/// Drops failed replies, which have no owner but the account of their connection.
+fn forget_failed(outbox: &mut Outbox) {
+    static LOG: LazyLock<Throttle> = LazyLock::new(Throttle::default);
+    while let Some(FailedMessage { number, reason, .. }) = outbox.take_failed() {
+        LOG.warn(|left_out| tracing::warn!(number, left_out, "a reply failed: {reason}"));
+    }
+}
+
 /// An expiry on a grid, so that messages sent shortly after each other share a chunk.
 fn coarse_expiry(lives: Duration) -> Instant {
     static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -609,4 +646,71 @@ fn coarse_expiry(lives: Duration) -> Instant {
     let steps = ORIGIN.elapsed().saturating_add(lives).as_nanos().div_ceil(grain);
     let until = Duration::from_nanos(u64::try_from(steps * grain).unwrap_or(u64::MAX));
     ORIGIN.checked_add(until).unwrap_or_else(|| deadline_in(lives))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use super::*;
+    use crate::proto::framing::Prefix;
+
+    fn push(outbox: &SharedOutbox, length: usize, lives: Option<Duration>) -> Result<u64, Refusing> {
+        let message = vec![7; length];
+        outbox.accept(length, lives, Claim::None, |outbox, expires| outbox.push(&message, expires, Instant::now))
+    }
+
+    #[test]
+    fn what_was_handed_to_a_socket_that_broke_can_expire_again() {
+        let outbox = SharedOutbox::new(Framing::new(Prefix::U8), 1024, Overflow::Wait, None);
+        assert!(push(&outbox, 10, Some(Duration::from_millis(1))).is_ok());
+        assert!(outbox.hand(usize::MAX, &mut VecDeque::new()));
+        assert_eq!(outbox.expire(), None, "it was handed out, so it does not expire");
+        outbox.rewind();
+        while outbox.expire().is_some() {
+            std::thread::yield_now();
+        }
+        assert!(outbox.has_failed(), "none of it was written, and its time is over");
+    }
+
+    #[test]
+    fn room_that_is_promised_to_one_does_not_hide_room_from_another() {
+        let framing = Framing::with_max(Prefix::Buffstreams, 4096).expect("it fits");
+        let outbox = SharedOutbox::new(framing, 8_000, Overflow::Wait, None);
+        let context = &mut Context::from_waker(Waker::noop());
+        assert!(pin!(outbox.reserve_largest()).poll(context).is_ready());
+        assert!(push(&outbox, 3_000, None).is_ok());
+        let mut waiter = pin!(
+            outbox.accept_in_turn(3_000, None, |outbox, expires| { outbox.push(&[7; 3_000], expires, Instant::now) })
+        );
+        assert!(waiter.as_mut().poll(context).is_pending());
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(waiter.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+
+        let mut buffers = VecDeque::new();
+        assert!(outbox.hand(usize::MAX, &mut buffers));
+        buffers.clear();
+        outbox.wrote(3_003, usize::MAX, &mut buffers);
+        assert!(woken.0.load(Ordering::Relaxed), "there is room, and nobody says so");
+        assert!(waiter.poll(context).is_ready());
+    }
+
+    #[test]
+    fn a_receipt_learns_of_an_overflow_that_made_no_room() {
+        let outbox = SharedOutbox::new(Framing::new(Prefix::U8), 300, Overflow::FailOldest, None);
+        while !outbox.has_failed() || push(&outbox, 100, None).is_ok() {
+            assert!(push(&outbox, 100, None).is_ok() || outbox.has_failed());
+        }
+        let context = &mut Context::from_waker(Waker::noop());
+        assert!(matches!(pin!(outbox.fate_of(0)).poll(context), std::task::Poll::Ready(Fate::Failed)));
+    }
+
+    struct Woken(AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 }

@@ -19,6 +19,9 @@ use crate::writer::Writer;
 /// How long a peer may take to end its stream after this side has ended its own.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
+/// How often reader and writer may take turns, each making work for the other, before other connections get theirs.
+const TURNS: usize = 2;
+
 /// An open socket.
 pub(crate) struct Socket<H> {
     io: Transport,
@@ -39,7 +42,7 @@ impl<H: Handler> Socket<H> {
 
     /// Reads, handles and writes, until input ends or either half breaks.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, outbox: &SharedOutbox) -> Poll<Ended> {
-        loop {
+        for _ in 0..TURNS {
             if let Poll::Ready(ended) = self.reader.poll(cx, &mut self.io, outbox) {
                 return Poll::Ready(ended);
             }
@@ -51,6 +54,8 @@ impl<H: Handler> Socket<H> {
                 return Poll::Pending;
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Whether everything accepted so far has gone.
@@ -87,10 +92,13 @@ impl<H: Handler> Socket<H> {
         self.reader.ended(why);
     }
 
-    /// The socket is lost: closes it, and waits for work that the handler has begun. Nothing is written any more: it
-    /// would count as settled and never arrive.
+    /// The socket is lost, or another is wanted: closes it, and waits for work that the handler has begun. Nothing is
+    /// written any more: it would count as settled and never arrive.
     pub(crate) async fn leave(self, why: Ended) {
-        let Socket { io, mut reader, writer } = self;
+        let Socket { mut io, mut reader, writer } = self;
+        if matches!(why, Ended::Reopened) && writer.has_written && io.shutdown().await.is_ok() {
+            drain(&mut io).await;
+        }
         drop((io, writer));
         if !matches!(why, Ended::HandlerPanicked) {
             poll_fn(|cx| reader.poll_finished(cx)).await;
@@ -145,17 +153,20 @@ impl Output {
         if self.io.shutdown().await.is_err() || !self.writer.has_written {
             return;
         }
-        let drain = async {
-            let mut waste = vec![0; 4096];
-            while self.io.read(&mut waste).await.is_ok_and(|read| read > 0) {}
-        };
         let cut = poll_fn(|cx| match outbox.poll_phase(cx) {
             Phase::Cut => Poll::Ready(()),
             _ => Poll::Pending,
         });
         tokio::select! {
-            _ = tokio::time::timeout(LINGER, drain) => {}
+            () = drain(&mut self.io) => {}
             () = cut => {}
         }
     }
+}
+
+/// Reads and throws away what the peer still sends, until it ends its stream or a second passes.
+async fn drain(io: &mut Transport) {
+    let mut waste = vec![0; 4096];
+    let read = async { while io.read(&mut waste).await.is_ok_and(|read| read > 0) {} };
+    let _ = tokio::time::timeout(LINGER, read).await;
 }

@@ -54,7 +54,8 @@ pub struct ReceivedStats {
     pub connected: u64,
     /// Connections that were refused because there were too many.
     pub refused: u64,
-    /// Connections that ended otherwise than by the peer's end of stream or by this side closing.
+    /// Connections that ended otherwise than by the peer's end of stream or by this side closing, or with replies that
+    /// failed.
     pub broken: u64,
     /// Replies accepted on connections that have ended, and what became of them.
     pub replies: Stats,

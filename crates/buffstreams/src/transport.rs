@@ -301,7 +301,7 @@ impl Acceptor {
             }
             #[cfg(unix)]
             Address::Unix(path) => {
-                remove_if_stale(path).map_err(failed)?;
+                remove_if_stale(path).await.map_err(failed)?;
                 let listener = UnixListener::bind(path).map_err(failed)?;
                 Ok(Acceptor::Unix(SocketFile(path.clone()), listener))
             }
@@ -379,15 +379,40 @@ impl Drop for SocketFile {
 
 /// Removes a socket file that nobody answers on. Any other file is left alone, and binding will say so.
 #[cfg(unix)]
-fn remove_if_stale(path: &std::path::Path) -> io::Result<()> {
+async fn remove_if_stale(path: &std::path::Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
 
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
     if !is_socket {
         return Ok(());
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    match UnixStream::connect(path).await {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_ends_of_a_connection_have_their_options_set() {
+        let acceptor = Acceptor::bind(&"127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
+        let address = acceptor.local_address().expect("it is bound");
+        let liveness = Liveness { keepalive: Some(Duration::from_secs(7)), write_stall: Some(Duration::from_secs(9)) };
+        let (dialled, accepted) = tokio::join!(Transport::connect(&address, liveness), acceptor.accept(liveness));
+        let ends = [dialled.expect("it listens").0, accepted.expect("it was dialled").0];
+        for end in &ends {
+            let Transport::Tcp(stream) = end else { panic!("it is TCP") };
+            let socket = SockRef::from(stream);
+            assert!(socket.tcp_nodelay().expect("an option"));
+            assert!(socket.keepalive().expect("an option"));
+            #[cfg(target_os = "linux")]
+            {
+                assert_eq!(socket.tcp_keepalive_time().expect("an option"), Duration::from_secs(7));
+                assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(Duration::from_secs(9)));
+            }
+        }
     }
 }

@@ -18,6 +18,9 @@ use super::framing::{FrameError, Framing};
 /// An incomplete frame of at least this many bytes is read straight into a buffer of its own.
 const LARGE_FRAME: usize = 16 * 1024;
 
+/// But only when this many bytes of it have come: a prefix alone costs nothing.
+const BEGINNING: usize = 8 * 1024;
+
 /// The least by which that buffer grows at a time, in bytes; from there on it doubles.
 const GROWTH: usize = 64 * 1024;
 
@@ -196,7 +199,8 @@ impl Inbox {
     fn settle(&mut self, result: Result<Delivered, FrameError>) -> Result<Delivered, FrameError> {
         if result == Ok(Delivered::All) && !self.held.is_empty() {
             let header = self.framing.header(&self.held)?;
-            self.large = header.map(|header| header.frame()).filter(|frame| *frame >= LARGE_FRAME);
+            let frame = header.map(|header| header.frame()).filter(|frame| *frame >= LARGE_FRAME);
+            self.large = frame.filter(|_| self.held.len() >= BEGINNING);
         }
         result
     }

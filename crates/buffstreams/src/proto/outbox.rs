@@ -587,6 +587,11 @@ impl Outbox {
         self.bytes + self.chunks.len() * size_of::<Chunk>() + self.reserved
     }
 
+    /// Bytes of the frames in flight.
+    pub(crate) fn in_flight_bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Bytes that it may hold.
     pub(crate) fn limit(&self) -> usize {
         self.limit
@@ -604,7 +609,10 @@ impl Outbox {
 
     /// What became of the message with this number.
     pub(crate) fn fate(&self, number: u64) -> Fate {
-        if self.runs.iter().any(|run| run.contains(&number)) {
+        if number >= self.accepted {
+            // No message of this Outbox: nothing is known of it, or ever will be by waiting.
+            Fate::Forgotten
+        } else if self.runs.iter().any(|run| run.contains(&number)) {
             Fate::Failed
         } else if number >= self.resolved_to() {
             // Unsettled ones are consecutive but for those that failed.

@@ -285,17 +285,37 @@ async fn unfinished_messages_of_all_connections_together_stay_within_the_memory_
 }
 
 #[tokio::test]
-async fn connections_that_only_declare_a_length_stay_within_the_memory_allowed() {
+async fn connections_that_only_declare_a_length_take_nothing_from_others() {
+    let record = Recorder::default();
+    let builder = Listener::builder().prefix(Prefix::U32Be).max_message_size(16 << 20).receive_memory(1 << 20);
+    let server = serve(builder, record.clone()).await;
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        let mut client = connect(server.local_address()).await;
+        client.write_all(&[&[1, 0, 0, 0], &[7; 16][..]].concat()).await.unwrap();
+        clients.push(client);
+    }
+    until("all are open", || server.stats().open == 200).await;
+    // Had each been given even one step of 64 KiB, there would be no room left for this.
+    let framing = Framing::with_max(Prefix::U32Be, 16 << 20).unwrap();
+    let mut honest = connect(server.local_address()).await;
+    honest.write_all(&frames(framing, [vec![9; 400_000]])).await.unwrap();
+    record.has(1).await;
+    assert_eq!(record.ends(), [""; 0], "nobody was cut off");
+}
+
+#[tokio::test]
+async fn room_for_large_messages_that_have_only_begun_stays_within_the_memory_allowed() {
     let record = Recorder::default();
     let builder = Listener::builder().prefix(Prefix::U32Be).max_message_size(16 << 20).receive_memory(1 << 20);
     let server = serve(builder, record.clone()).await;
     let mut clients = Vec::new();
     for _ in 0..100 {
         let mut client = connect(server.local_address()).await;
-        client.write_all(&[&[1, 0, 0, 0], &[7; 16][..]].concat()).await.unwrap();
+        client.write_all(&[&[1, 0, 0, 0], &[7; 10_000][..]].concat()).await.unwrap();
         clients.push(client);
     }
-    // The first bytes of a large message make room for 64 KiB more, so there is room for 16 at most.
+    // What was received of all would fit. The room for the next 64 KiB of each does not: at most 16 have that.
     until("the others are cut off", || record.ends().len() >= 84).await;
     assert!(record.ends().iter().all(|why| why.contains("1048576")), "{:?}", record.ends());
     assert!(record.ends().len() < 100, "there is room for some");

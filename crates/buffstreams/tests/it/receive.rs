@@ -634,3 +634,23 @@ async fn no_deadline_of_the_peer_runs_while_the_handler_is_busy() {
     assert!(matches!(ended, Ended::EndOfStream), "{ended:?}");
     assert_eq!(begun.elapsed().as_secs(), 125 + 60);
 }
+
+#[tokio::test]
+async fn a_stream_whose_serving_is_dropped_leaves_no_reply_in_flight() {
+    let (near, _far) = tokio::io::duplex(16);
+    let (kept, mut keeps) = tokio::sync::mpsc::unbounded_channel();
+    let service = per_connection(move |peer: &Peer| {
+        kept.send(peer.sender().clone()).unwrap();
+        Echo(peer.clone())
+    });
+    let serving = tokio::spawn(Listener::builder().serve_io(near, service));
+    let sender = in_time("it is connected", keeps.recv()).await.unwrap();
+    for _ in 0..10 {
+        sender.try_send(b"more than the pipe takes").unwrap();
+    }
+    serving.abort();
+    let flushed = in_time("the replies are given up", sender.flush()).await.unwrap();
+    assert_eq!(flushed.settled + flushed.failed, 10);
+    assert!(flushed.failed > 0);
+    assert!(sender.try_send(b"late").unwrap_err().is_closed());
+}
