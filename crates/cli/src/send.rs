@@ -53,13 +53,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     let chunks = input::read(bar.wrap_read(source));
     let mut messages = Messages::new(chunks, format, framing.max_message_size(), failures.has_file());
 
-    let end = tokio::select! {
-        // What is in hand is looked at first, so that a message that is refused at the end is accounted for.
-        biased;
-        end = send_all(&mut messages, &connection, &failures) => end,
-        () = connection.closed() => End::PeerAway,
-        () = signals.first() => End::Interrupted,
-    };
+    let end = send_all(&mut messages, &connection, &failures, &mut signals).await;
     let end = match end {
         End::InputUsedUp | End::InputFailed(_) => tokio::select! {
             _ = connection.flush() => end,
@@ -98,19 +92,34 @@ impl End {
     }
 }
 
-async fn send_all(messages: &mut Messages, connection: &Connection, failures: &Failures) -> End {
+/// Sends until there is a reason not to. What was read by then is accounted for, whatever the reason.
+async fn send_all(messages: &mut Messages, connection: &Connection, failures: &Failures, signals: &mut Signals) -> End {
     loop {
-        match messages.next().await {
-            Ok(Some(Item::Message(message))) => {
-                if let Err(error) = connection.send(message).await {
-                    // It was read, so it is accounted for, although the connection never took it.
-                    failures.refused(message, &error);
-                    return End::PeerAway;
-                }
+        let next = tokio::select! {
+            biased;
+            next = messages.next() => next,
+            () = connection.closed() => return End::PeerAway,
+            () = signals.first() => return End::Interrupted,
+        };
+        let message = match next {
+            Ok(Some(Item::Message(message))) => message,
+            Ok(Some(Item::Unsendable(unsendable))) => {
+                failures.not_sendable(unsendable.to_string(), unsendable.content);
+                continue;
             }
-            Ok(Some(Item::Unsendable(unsendable))) => failures.not_sendable(unsendable.to_string(), unsendable.content),
             Ok(None) => return End::InputUsedUp,
             Err(error) => return End::InputFailed(error),
+        };
+        tokio::select! {
+            biased;
+            sent = connection.send(message) => if let Err(error) = sent {
+                failures.refused(message, &error);
+                return End::PeerAway;
+            },
+            () = signals.first() => {
+                failures.refused(message, &"there was no room for it before the interruption");
+                return End::Interrupted;
+            }
         }
     }
 }

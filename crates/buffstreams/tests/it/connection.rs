@@ -201,11 +201,13 @@ async fn the_close_of_a_peer_is_seen_while_nothing_is_sent() {
 async fn nothing_is_written_to_a_socket_whose_close_was_seen() {
     let (listener, address) = plain_listener().await;
     let connection = builder().dial(&address).await.unwrap();
-    // Blocks the one thread there is: when the runtime looks at sockets again, the end of stream is there, and this
-    // test runs before the connection's task.
+    // Blocks the one thread there is: when the runtime looks at sockets and timers again, the end of stream is there and
+    // the nap is over, and this test runs before the connection's task.
+    let mut nap = pin!(tokio::time::sleep(Duration::from_millis(1)));
     drop(accept(&listener).await);
+    assert!(nap.as_mut().now_or_never().is_none());
     std::thread::sleep(Duration::from_millis(50));
-    tokio::time::sleep(Duration::ZERO).await;
+    nap.await;
     connection.try_send(b"for the next").unwrap();
     let mut next = accept(&listener).await;
     assert_eq!(read_messages(&mut next, Framing::default(), 1).await, [b"for the next"]);
