@@ -213,6 +213,9 @@ impl<S: Service> Dialer<S> {
                 let begun = Instant::now();
                 self.wait(delays.next().min(left)).await;
                 left = left.saturating_sub(begun.elapsed());
+                if left.is_zero() {
+                    return None;
+                }
             }
             at_once = false;
             self.state.send_replace(State::Connecting);

@@ -385,9 +385,11 @@ impl SharedOutbox {
 
     // What the socket's task and the dialer do.
 
-    /// The phase, registering the task to be woken when it changes.
+    /// The phase, registering the task to be woken when it changes. The task looks for something to write before it
+    /// sleeps again, so until then nobody needs to wake it: not a handler on that very task either.
     pub(crate) fn poll_phase(&self, cx: &mut Context<'_>) -> Phase {
         let mut state = self.lock();
+        state.asleep = false;
         match &mut state.task {
             Some(task) => task.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
@@ -694,6 +696,23 @@ mod tests {
         outbox.wrote(3_003, usize::MAX, &mut buffers);
         assert!(woken.0.load(Ordering::Relaxed), "there is room, and nobody says so");
         assert!(waiter.poll(context).is_ready());
+    }
+
+    #[test]
+    fn a_task_is_woken_for_a_message_only_while_it_sleeps() {
+        let outbox = SharedOutbox::new(Framing::new(Prefix::U8), 1024, Overflow::Wait, None);
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut buffers = VecDeque::new();
+        outbox.poll_phase(&mut Context::from_waker(&waker));
+        assert!(!outbox.hand(usize::MAX, &mut buffers), "there is nothing, so it sleeps");
+        assert!(push(&outbox, 1, None).is_ok());
+        assert!(woken.0.swap(false, Ordering::Relaxed));
+
+        outbox.poll_phase(&mut Context::from_waker(&waker));
+        assert!(push(&outbox, 1, None).is_ok());
+        assert!(!woken.0.load(Ordering::Relaxed), "it is awake, and will look");
+        assert!(outbox.hand(usize::MAX, &mut buffers));
     }
 
     #[test]
