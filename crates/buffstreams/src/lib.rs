@@ -48,9 +48,8 @@
 //! [`ListenerBuilder::receive_memory`] and one read for each connection on the way in.
 //!
 //! **Settled is not received.** When a connection breaks, bytes that the kernel had taken may be lost on their way or in the
-//! peer's buffers, and nobody learns of it; a frame that was half taken is sent again, so nothing arrives torn, and nothing
-//! arrives twice unless the peer read the whole of a frame that this side could not finish writing (impossible over TCP).
-//! Whoever needs to know that a message was handled lets the other side say so.
+//! peer's buffers, and nobody learns of it. A frame that was half taken is sent again from its start, on the next connection;
+//! so nothing arrives torn, and nothing twice. Whoever needs to know that a message was handled lets the other side say so.
 //!
 //! # Where to go from here
 //!
