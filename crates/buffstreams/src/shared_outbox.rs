@@ -24,6 +24,12 @@ use crate::stats::Stats;
 /// Messages with expiries this fraction of their time apart share a chunk, and live as long as the last of them.
 const EXPIRY_GRAIN: u32 = 16;
 
+/// The express lane is open for so many bytes at a time.
+const LANE: usize = 8 * 1024;
+
+/// What a message takes of the lane beside its own bytes: more than any prefix, so that empty ones do not make it endless.
+const LANE_COST: usize = 64;
+
 /// What to do with a message for which there is no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -100,6 +106,9 @@ pub(crate) struct SharedOutbox {
 
 struct State {
     outbox: Outbox,
+    /// The express lane: for this many bytes nothing has to be asked but a message's length. Whoever takes the lock for
+    /// anything else closes it, so it can promise nothing that has changed since.
+    lane: usize,
     phase: Phase,
     /// The task of the socket, and whether it waits for something to write.
     task: Option<Waker>,
@@ -136,6 +145,7 @@ impl SharedOutbox {
         Arc::new(SharedOutbox {
             state: Mutex::new(State {
                 outbox: Outbox::new(framing, limit),
+                lane: 0,
                 phase: Phase::Open,
                 task: None,
                 asleep: false,
@@ -159,7 +169,9 @@ impl SharedOutbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.lane = 0;
+        state
     }
 
     /// A handle was made.
@@ -197,8 +209,19 @@ impl SharedOutbox {
 
     // What users do.
 
-    /// Takes charge of a message of `length` bytes, if there is room. Returns its number.
+    /// Takes charge of a message of `length` bytes, if the express lane is open for it. Returns its number.
     #[inline]
+    pub(crate) fn accept_in_lane(&self, length: usize, push: impl FnOnce(&mut Outbox) -> u64) -> Option<u64> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let cost = length.saturating_add(LANE_COST);
+        if cost > state.lane || length > self.framing.max_message_size() {
+            return None;
+        }
+        state.lane -= cost;
+        Some(push(&mut state.outbox))
+    }
+
+    /// Takes charge of a message of `length` bytes, if there is room. Returns its number.
     pub(crate) fn accept(
         &self,
         length: usize,
@@ -239,8 +262,14 @@ impl SharedOutbox {
         } else {
             self.push_expiring(&mut state, lives, push)
         };
-        if state.outbox.bytes() > state.outbox.limit() / 2 {
+        let (bytes, half) = (state.outbox.bytes(), state.outbox.limit() / 2);
+        if bytes > half {
             self.congested.store(true, Ordering::Relaxed);
+        }
+        let is_simple = state.head == 0 && self.expiry.is_none() && lives.is_none();
+        if is_simple {
+            let before_congestion = if bytes > half { usize::MAX } else { half - bytes };
+            state.lane = LANE.min(state.outbox.lane()).min(before_congestion);
         }
         if state.asleep {
             state.asleep = false;

@@ -268,50 +268,85 @@ impl Framing {
     /// Reads the prefix at the start of `bytes`; `None` if it is not complete yet.
     #[inline]
     pub(crate) fn header(&self, bytes: &[u8]) -> Result<Option<Header>, FrameError> {
-        let word = first_word(bytes);
+        let word = bytes.first_chunk().map(|word| u64::from_le_bytes(*word));
+        match word.and_then(|word| self.legal_header(word)) {
+            Some(header) => Ok(Some(header)),
+            None => self.unusual_header(bytes),
+        }
+    }
+
+    /// The prefix in the low bytes of a word, if it is a legal one.
+    #[inline(always)]
+    fn legal_header(&self, word: u64) -> Option<Header> {
         let width = usize::from(self.width);
-        let (prefix, declared) = match self.prefix {
+        let (prefix, length) = match self.prefix {
             Prefix::Buffstreams => {
-                if bytes.len() < width {
-                    return Ok(None);
-                }
-                let Some((taken, zigzag)) = gather(word) else {
-                    return Err(self.malformed(bytes, PrefixFault::Unterminated));
-                };
-                if taken > width {
-                    return Err(self.malformed(bytes, PrefixFault::Unterminated));
-                }
-                if taken > 1 && word >> (8 * (taken - 1)) & 0xff == 0 {
-                    return Err(self.malformed(bytes, PrefixFault::NotShortest));
-                }
-                if keep(word, width) != keep(word, taken) {
-                    return Err(self.malformed(bytes, PrefixFault::Padding));
-                }
-                if zigzag & 1 == 1 {
-                    return Err(FrameError::Negative { declared: -((zigzag >> 1) as i64) - 1, max: self.max });
+                let word = keep(word, width);
+                let zigzag = squeeze(word);
+                if !is_shortest(word) || zigzag & 1 == 1 {
+                    return None;
                 }
                 (width, zigzag >> 1)
             }
-            Prefix::Varint => match gather(word) {
-                Some((taken, _)) if taken > bytes.len() => return Ok(None),
-                Some((taken, length)) => {
-                    if taken > 1 && word >> (8 * (taken - 1)) & 0xff == 0 {
-                        return Err(self.malformed(bytes, PrefixFault::NotShortest));
-                    }
-                    (taken, length)
+            Prefix::Varint => {
+                let taken = ends_after(word)?;
+                let word = keep(word, taken);
+                if !is_shortest(word) {
+                    return None;
                 }
-                None => return self.long_varint(bytes),
-            },
-            _ if bytes.len() < width => return Ok(None),
+                (taken, squeeze(word))
+            }
             Prefix::U8 | Prefix::U16Le | Prefix::U32Le | Prefix::U64Le => (width, keep(word, width)),
             Prefix::U16Be => (width, word.swap_bytes() >> 48),
             Prefix::U32Be => (width, word.swap_bytes() >> 32),
             Prefix::U64Be => (width, word.swap_bytes()),
         };
-        if declared > self.max as u64 {
-            return Err(FrameError::TooLarge { declared, max: self.max });
+        (length <= self.max as u64).then_some(Header { prefix, message: length as usize })
+    }
+
+    /// The rest of [`header`](Self::header): few bytes, or a prefix that is torn or malformed.
+    #[cold]
+    fn unusual_header(&self, bytes: &[u8]) -> Result<Option<Header>, FrameError> {
+        let word = first_word(bytes);
+        if let Some(header) = self.legal_header(word).filter(|header| header.prefix <= bytes.len()) {
+            return Ok(Some(header));
         }
-        Ok(Some(Header { prefix, message: declared as usize }))
+        let width = usize::from(self.width);
+        let declared = match self.prefix {
+            Prefix::Varint => match ends_after(word) {
+                None => return self.long_varint(bytes),
+                Some(taken) if taken > bytes.len() => return Ok(None),
+                Some(taken) if !is_shortest(keep(word, taken)) => {
+                    return Err(self.malformed(bytes, PrefixFault::NotShortest));
+                }
+                Some(taken) => squeeze(keep(word, taken)),
+            },
+            _ if bytes.len() < width => return Ok(None),
+            Prefix::Buffstreams => {
+                let word = keep(word, width);
+                match ends_after(word) {
+                    Some(taken) if taken <= width => {
+                        if taken > 1 && word >> (8 * (taken - 1)) & 0xff == 0 {
+                            return Err(self.malformed(bytes, PrefixFault::NotShortest));
+                        }
+                        if !is_shortest(word) {
+                            return Err(self.malformed(bytes, PrefixFault::Padding));
+                        }
+                    }
+                    _ => return Err(self.malformed(bytes, PrefixFault::Unterminated)),
+                }
+                let zigzag = squeeze(word);
+                if zigzag & 1 == 1 {
+                    return Err(FrameError::Negative { declared: -((zigzag >> 1) as i64) - 1, max: self.max });
+                }
+                zigzag >> 1
+            }
+            Prefix::U8 | Prefix::U16Le | Prefix::U32Le | Prefix::U64Le => keep(word, width),
+            Prefix::U16Be => word.swap_bytes() >> 48,
+            Prefix::U32Be => word.swap_bytes() >> 32,
+            Prefix::U64Be => word.swap_bytes(),
+        };
+        Err(FrameError::TooLarge { declared, max: self.max })
     }
 
     /// A varint whose first eight bytes do not end it can only be an error, or the beginning of one: no legal length
@@ -372,34 +407,57 @@ fn keep(word: u64, bytes: usize) -> u64 {
     word & (u64::MAX >> (64 - 8 * bytes))
 }
 
+/// The bits of a word that say of its bytes that more of a varint follows.
+const MORE: u64 = 0x8080_8080_8080_8080;
+
 /// Writes a number below 2^56 as a varint, least significant byte first in the word.
 #[inline]
 fn spread(number: u64) -> u64 {
     debug_assert!(number < 1 << 56);
+    if number < 1 << 7 {
+        return number;
+    }
+    if number < 1 << 14 {
+        return 0x80 | (number & 0x7f) | (number << 1 & 0x7f00);
+    }
     // Open the gaps by halves: 28 bits each, then 14, then 7.
     let word = (number & 0x0000_0000_0fff_ffff) | ((number & 0x00ff_ffff_f000_0000) << 4);
     let word = (word & 0x0000_3fff_0000_3fff) | ((word & 0x0fff_c000_0fff_c000) << 2);
     let word = (word & 0x007f_007f_007f_007f) | ((word & 0x3f80_3f80_3f80_3f80) << 1);
-    // Every byte below the last one says that more follows.
-    let last = (63 - (word | 1).leading_zeros()) / 8;
-    word | (0x8080_8080_8080_8080 & ((1 << (8 * last)) - 1))
+    word | below_last_byte(word)
 }
 
-/// Reads a varint of up to eight bytes from the low end of a word: its width, and the number. `None` if all eight
-/// bytes say that more follows.
+/// The number of a varint that the word holds and nothing else.
 #[inline]
-fn gather(word: u64) -> Option<(usize, u64)> {
-    let ends = !word & 0x8080_8080_8080_8080;
-    if ends == 0 {
-        return None;
+fn squeeze(word: u64) -> u64 {
+    if word < 1 << 16 {
+        return (word & 0x7f) | (word >> 1 & 0x3f80);
     }
-    let taken = ends.trailing_zeros() as usize / 8 + 1;
-    let word = keep(word, taken) & 0x7f7f_7f7f_7f7f_7f7f;
     // Close the gaps by doubling: 14 bits, then 28, then 56.
     let word = (word & 0x007f_007f_007f_007f) | ((word & 0x7f00_7f00_7f00_7f00) >> 1);
     let word = (word & 0x0000_3fff_0000_3fff) | ((word & 0x3fff_0000_3fff_0000) >> 2);
-    let number = (word & 0x0000_0000_0fff_ffff) | ((word & 0x0fff_ffff_0000_0000) >> 4);
-    Some((taken, number))
+    (word & 0x0000_0000_0fff_ffff) | ((word & 0x0fff_ffff_0000_0000) >> 4)
+}
+
+/// How many bytes the varint at the low end of a word takes. `None` if all eight say that more follows.
+#[inline]
+fn ends_after(word: u64) -> Option<usize> {
+    let ends = !word & MORE;
+    (ends != 0).then(|| ends.trailing_zeros() as usize / 8 + 1)
+}
+
+/// Whether a word is one varint with zeros behind it, in its shortest form: then its last byte that is not zero is the
+/// first that says that nothing follows.
+#[inline]
+fn is_shortest(word: u64) -> bool {
+    word & MORE == below_last_byte(word)
+}
+
+/// [`MORE`], for every byte below the last one that is not zero.
+#[inline]
+fn below_last_byte(word: u64) -> u64 {
+    let last = 63 - (word | 1).leading_zeros();
+    MORE & ((1 << (last & !7)) - 1)
 }
 
 /// Why a framing cannot be built.

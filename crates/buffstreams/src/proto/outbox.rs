@@ -315,6 +315,25 @@ impl Outbox {
         number
     }
 
+    /// How many bytes of frames, at most, the tail chunk takes before [`push`](Self::push) has to look whether there is
+    /// room, and whether a chunk is open.
+    pub(crate) fn lane(&self) -> usize {
+        if self.tail.count == 0 || self.tail.expires.is_some() {
+            return 0;
+        }
+        let memory = self.limit.saturating_sub(self.bytes());
+        memory.min(CHUNK.saturating_sub(self.tail.frames.len() + PREFIX_STORE))
+    }
+
+    /// [`push`](Self::push) for a message that is known to fit into the [`lane`](Self::lane).
+    #[inline]
+    pub(crate) fn push_in_lane(&mut self, message: &[u8]) -> u64 {
+        let start = self.tail.frames.len();
+        self.framing.put_prefix(message.len(), &mut self.tail.frames);
+        self.tail.frames.extend_from_slice(message);
+        self.count_in(self.tail.frames.len() - start)
+    }
+
     #[inline]
     fn count_in(&mut self, frame: usize) -> u64 {
         self.tail.count += 1;
