@@ -548,13 +548,9 @@ impl SharedOutbox {
         state.outbox.resolved_to() == state.outbox.next_number()
     }
 
-    /// Gives the memory of unused buffers back, if there is any.
+    /// Gives the memory of unused queues back.
     pub(crate) fn release(&self) {
         self.lock().outbox.release();
-    }
-
-    pub(crate) fn spare_bytes(&self) -> usize {
-        self.lock().outbox.spare_bytes()
     }
 
     /// The connection broke: everything unsettled is to be written again.

@@ -96,7 +96,7 @@ impl<H: Handler> Socket<H> {
     /// written any more: it would count as settled and never arrive.
     pub(crate) async fn leave(self, why: Ended) {
         let Socket { mut io, mut reader, writer } = self;
-        if matches!(why, Ended::Reopened) && writer.has_written && io.shutdown().await.is_ok() {
+        if matches!(why, Ended::Reopened) && writer.has_written() && io.shutdown().await.is_ok() {
             drain(&mut io).await;
         }
         drop((io, writer));
@@ -150,7 +150,7 @@ impl Output {
     /// ends too, or a second passes: closing with unread bytes would make the kernel reset the connection, and destroy
     /// what was just written.
     pub(crate) async fn end(mut self, outbox: &SharedOutbox) {
-        if self.io.shutdown().await.is_err() || !self.writer.has_written {
+        if self.io.shutdown().await.is_err() || !self.writer.has_written() {
             return;
         }
         let cut = poll_fn(|cx| match outbox.poll_phase(cx) {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::shared_outbox::SharedOutbox;
 
@@ -26,10 +26,7 @@ const SLICES: usize = 64;
 /// How many writes a poll may do before others get their turn.
 const WRITES_PER_TURN: usize = 16;
 
-/// Unused buffers of more than this many bytes are given back after a second without anything to write.
-const KEEP_BUFFERS: usize = 4 * 1024;
-
-/// How long they are kept.
+/// How long after the last write unused queues are given back.
 const KEEP_FOR: Duration = Duration::from_secs(1);
 
 /// The sending half of an open socket.
@@ -39,9 +36,9 @@ pub(crate) struct Writer {
     buffers: VecDeque<Bytes>,
     /// Bytes that the stream took and may not have passed on yet.
     unflushed: usize,
+    /// When the last write was, if there was any.
+    last_write: Option<Instant>,
     idle: Option<Pin<Box<Sleep>>>,
-    /// Whether anything was ever written.
-    pub(crate) has_written: bool,
 }
 
 impl Writer {
@@ -103,8 +100,7 @@ impl Writer {
     }
 
     fn took(&mut self, written: usize) {
-        self.has_written = true;
-        self.idle = None;
+        self.last_write = Some(Instant::now());
         self.unflushed += written;
         let mut left = written;
         while left > 0 {
@@ -120,16 +116,27 @@ impl Writer {
 
     /// Nothing to write: gives unused memory back, but not at once.
     fn rest(&mut self, cx: &mut Context<'_>, outbox: &SharedOutbox) -> Poll<io::Error> {
-        if self.buffers.capacity() > 0 || outbox.spare_bytes() > 0 {
-            if outbox.spare_bytes() > KEEP_BUFFERS {
-                let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(KEEP_FOR)));
-                ready!(idle.as_mut().poll(cx));
+        let Some(keep_until) = self.last_write.map(|last| last + KEEP_FOR).filter(|_| self.buffers.capacity() > 0)
+        else {
+            return Poll::Pending;
+        };
+        // The timer is set again only when it rings too early, not with every write.
+        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(keep_until)));
+        while idle.as_mut().poll(cx).is_ready() {
+            if keep_until <= Instant::now() {
+                self.idle = None;
+                self.buffers = VecDeque::new();
+                outbox.release();
+                break;
             }
-            self.idle = None;
-            self.buffers = VecDeque::new();
-            outbox.release();
+            idle.as_mut().reset(keep_until);
         }
         Poll::Pending
+    }
+
+    /// Whether anything was ever written.
+    pub(crate) fn has_written(&self) -> bool {
+        self.last_write.is_some()
     }
 
     /// Whether everything that was handed out has gone.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::buffers;
 use super::chunk::Chunk;
 use super::framing::Framing;
 
@@ -150,8 +151,6 @@ pub(crate) struct Outbox {
     runs: VecDeque<Range<u64>>,
     forgotten: u64,
     known_from: u64,
-    spare: Vec<Vec<u8>>,
-    spare_bytes: usize,
 }
 
 impl Outbox {
@@ -173,8 +172,6 @@ impl Outbox {
             runs: VecDeque::new(),
             forgotten: 0,
             known_from: 0,
-            spare: Vec::new(),
-            spare_bytes: 0,
         }
     }
 
@@ -303,13 +300,8 @@ impl Outbox {
         }
         self.seal(Bytes::new());
         if self.tail.frames.capacity() == 0 {
-            self.tail.frames = match self.spare.pop() {
-                Some(buffer) => {
-                    self.spare_bytes -= buffer.capacity();
-                    buffer
-                }
-                None => Vec::with_capacity((more + PREFIX_STORE).max(FIRST_CAPACITY)),
-            };
+            let fresh = || Vec::with_capacity((more + PREFIX_STORE).max(FIRST_CAPACITY));
+            self.tail.frames = buffers::take().unwrap_or_else(fresh);
         }
         self.tail.begun = Some(now);
         self.tail.expires = expires;
@@ -368,34 +360,14 @@ impl Outbox {
                 let chunk = self.chunks.pop_front().expect("it is the front");
                 self.bytes -= chunk.len();
                 self.settled_count += chunk.count;
-                self.keep_spare(chunk.frames);
+                keep_buffer(chunk.frames);
             }
         }
         self.settled_count != before
     }
 
-    /// A buffer that nobody else holds is used again, as long as buffers and messages together stay within the limit.
-    fn keep_spare(&mut self, frames: Bytes) {
-        if let Ok(mut buffer) = frames.try_into_mut() {
-            buffer.clear();
-            let buffer = Vec::from(buffer);
-            let is_useful = buffer.capacity() >= FIRST_CAPACITY;
-            if is_useful && self.bytes + self.spare_bytes + buffer.capacity() <= self.limit {
-                self.spare_bytes += buffer.capacity();
-                self.spare.push(buffer);
-            }
-        }
-    }
-
-    /// Bytes of buffers kept for use.
-    pub(crate) fn spare_bytes(&self) -> usize {
-        self.spare_bytes
-    }
-
-    /// Gives the memory of unused buffers back.
+    /// Gives the memory of unused queues back.
     pub(crate) fn release(&mut self) {
-        self.spare = Vec::new();
-        self.spare_bytes = 0;
         if self.tail.count == 0 {
             self.tail.frames = Vec::new();
         }
@@ -604,6 +576,15 @@ impl Outbox {
             in_flight: self.chunks.iter().map(|chunk| chunk.count).sum::<u64>() + self.tail.count,
             in_flight_bytes: self.bytes,
         }
+    }
+}
+
+/// A chunk's buffer that nobody else holds is used again.
+fn keep_buffer(frames: Bytes) {
+    if let Ok(buffer) = frames.try_into_mut()
+        && buffer.capacity() >= FIRST_CAPACITY
+    {
+        buffers::give(Vec::from(buffer));
     }
 }
 

@@ -27,7 +27,8 @@ pub(crate) const SYSTEM: System = System {
     about: "this project: one send for each message, a callback that reads each; protobuf as views (buffa)",
     version: || env!("VERSION_OF_BUFFSTREAMS").to_owned(),
     settings: "defaults; messages over 4 KiB: the maximum raised to their size on both sides; from 32 KiB on sent \
-               with send_bytes, which does not copy; more than 64 connections: 256 MiB of memory for all together; \
+               with send_bytes, which does not copy; more than one connection: 256 KiB of memory for each, as \
+               `ConnectionBuilder::memory` advises; \
                ping-pong: each side's handler answers with try_send",
     part: 1.0,
     reads_messages: true,
@@ -47,9 +48,9 @@ pub(crate) const PROST: System = System {
 /// From this size on a message is handed over instead of copied.
 const LARGE: usize = 32 * 1024;
 
-/// Memory for messages in hand: of a connection, and of all together.
+/// Memory for messages in hand: of a connection alone, which is the default, and of one among many.
 const MEMORY: usize = 4 * 1024 * 1024;
-const MEMORY_OF_ALL: usize = 256 * 1024 * 1024;
+const MEMORY_AMONG_MANY: usize = 256 * 1024;
 
 const CLOSING: Duration = Duration::from_secs(60);
 
@@ -160,7 +161,7 @@ async fn dial(load: &Load, receiver: SocketAddr, count: usize) -> Result<Vec<Con
     let mut connections = Vec::new();
     for _ in 0..count {
         // An empty queue takes any message; two of the largest let one be written while the next is made.
-        let memory = (MEMORY_OF_ALL / load.connections).min(MEMORY).max(2 * load.size);
+        let memory = if load.connections > 1 { MEMORY_AMONG_MANY } else { MEMORY }.max(2 * load.size);
         let builder = Connection::builder().max_message_size(max_message_size(load)).memory(memory);
         connections.push(builder.dial(receiver).await?);
     }
