@@ -52,6 +52,9 @@ pub(crate) struct Measure {
     /// Write a page with figures that a browser shows
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Write the curves as pictures of their own, sizes.svg and connections.svg, into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) pictures: Option<PathBuf>,
     /// Show the cases and the systems, with their settings, and measure nothing
     #[arg(long)]
     list: bool,

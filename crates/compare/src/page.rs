@@ -5,14 +5,14 @@ use std::fmt::Write;
 use crate::Result;
 use crate::case::{Curve, Unit};
 use crate::machine::Machine;
-use crate::plot::{Axes, Bar, Line, bars, curve, escape};
+use crate::plot::{Axes, Bar, Line, bars, curve, escape, standalone};
 use crate::report::{Outcome, Row, amount};
 use crate::system::SYSTEMS;
 
 /// The whole page.
 pub(crate) fn html(machine: &Machine, outcomes: &[Outcome]) -> Result<String> {
     let mut page = String::new();
-    page.push_str(HEAD);
+    page.push_str(&HEAD.replace("/*colours*/", COLOURS));
     introduction(&mut page, machine, outcomes)?;
     for outcome in outcomes.iter().filter(|outcome| outcome.case.curve.is_none()) {
         case(&mut page, outcome)?;
@@ -151,7 +151,28 @@ fn figures(page: &mut String, rows: &[&Row], unit: Unit) -> Result<()> {
     Ok(())
 }
 
-fn lines(page: &mut String, kind: Curve, points: &[&Outcome]) -> Result<()> {
+/// A curve and its picture.
+struct Drawing {
+    title: &'static str,
+    question: &'static str,
+    lines: Vec<Line>,
+    svg: String,
+}
+
+/// The curves of which more than one point was measured, each as a file's name and what goes into it.
+pub(crate) fn pictures(outcomes: &[Outcome]) -> Result<Vec<(String, String)>> {
+    let mut files = Vec::new();
+    for kind in [Curve::Sizes, Curve::Connections] {
+        let points: Vec<&Outcome> = outcomes.iter().filter(|outcome| is_point_of(outcome, kind)).collect();
+        if points.len() > 1 {
+            let drawing = draw(kind, &points)?;
+            files.push((format!("{}.svg", kind.name()), standalone(&drawing.svg, &drawing.lines, COLOURS)));
+        }
+    }
+    Ok(files)
+}
+
+fn draw(kind: Curve, points: &[&Outcome]) -> Result<Drawing> {
     let (title, question, axes) = match kind {
         Curve::Sizes => (
             "Small and large messages",
@@ -176,27 +197,33 @@ fn lines(page: &mut String, kind: Curve, points: &[&Outcome]) -> Result<()> {
             },
         ),
     };
-    let mut drawn: Vec<Line> = Vec::new();
+    let mut lines: Vec<Line> = Vec::new();
     for outcome in points {
         let at = outcome.case.curve.map_or(0, |(_, at)| at) as f64;
         for row in outcome.rows() {
-            match drawn.iter_mut().find(|line| line.system == row.system) {
+            match lines.iter_mut().find(|line| line.system == row.system) {
                 Some(line) => line.points.push((at, row.median)),
-                None => drawn.push(Line { system: row.system, points: vec![(at, row.median)] }),
+                None => lines.push(Line { system: row.system, points: vec![(at, row.median)] }),
             }
         }
     }
+    let svg = curve(&lines, &axes, title)?;
+    Ok(Drawing { title, question, lines, svg })
+}
+
+fn lines(page: &mut String, kind: Curve, points: &[&Outcome]) -> Result<()> {
+    let Drawing { title, question, lines, svg } = draw(kind, points)?;
     let name = kind.name();
     write!(
         page,
         "<section id=\"{name}\"><h2>{title} <span class=\"tag\">{name}</span></h2>\n<p>{question}</p>\n<figure>"
     )?;
     page.push_str("<p class=\"legend\">");
-    for line in &drawn {
+    for line in &lines {
         write!(page, "<span><i style=\"background:var(--{0})\"></i>{0}</span>", line.system)?;
     }
     page.push_str("</p>");
-    page.push_str(&curve(&drawn, &axes, title)?);
+    page.push_str(&svg);
     page.push_str("</figure>\n");
     for outcome in points {
         for (system, why) in outcome.failures() {
@@ -232,11 +259,8 @@ fn systems(page: &mut String, machine: &Machine, outcomes: &[Outcome]) -> Result
     Ok(())
 }
 
-const HEAD: &str = r#"<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>BuffStreams beside its peers</title>
-<style>
-:root {
+/// Of the systems, by day and by night.
+const COLOURS: &str = r#":root {
   color-scheme: light dark;
   --paper: #fcfcfa; --ink: #1b1d1f; --soft: #5d646b; --grid: #d9dcdf; --range: #1b1d1f;
   --raw: #a9b0b7; --buffstreams: #0b62c4; --buffstreams-prost: #5b9be6; --buffstreams-1-task: #5b9be6;
@@ -250,7 +274,13 @@ const HEAD: &str = r#"<!DOCTYPE html>
     --tokio-codec: #e08a45; --tokio-codec-send: #8d562a; --protosocket: #4fb37d; --protosocket-channel: #2f6d4b;
     --zeromq: #b483d6; --tonic: #e36a83;
   }
-}
+}"#;
+
+const HEAD: &str = r#"<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>BuffStreams beside its peers</title>
+<style>
+/*colours*/
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 main { max-width: 780px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; }

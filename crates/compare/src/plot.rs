@@ -120,6 +120,31 @@ pub(crate) fn curve(lines: &[Line], axes: &Axes, describes: &str) -> Result<Stri
     Ok(opening + drawing)
 }
 
+/// A curve as a file of its own: with a legend, and with the colours that the page would lend it.
+pub(crate) fn standalone(curve: &str, lines: &[Line], colours: &str) -> String {
+    const LEGEND: u32 = 36;
+    let (opening, drawing) = curve.split_once('>').unwrap_or_default();
+    let height = 360 + LEGEND;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" {}>\n<style>{colours}\nsvg {{ color: \
+         var(--ink); font: 13px system-ui, sans-serif; }} text {{ fill: currentColor; }}</style>\n<rect width=\"100%\" \
+         height=\"100%\" style=\"fill:var(--paper)\"/>",
+        opening.split_once("role").map_or(String::new(), |(_, attributes)| format!("role{attributes}")),
+    );
+    let mut x = 80;
+    for line in lines {
+        let _ = write!(
+            svg,
+            r#"<rect x="{x}" y="14" width="11" height="11" rx="2" style="fill:var(--{0})"/><text x="{1}" y="24">{0}</text>"#,
+            line.system,
+            x + 17,
+        );
+        x += 44 + 7 * line.system.len();
+    }
+    svg + &format!("<g transform=\"translate(0 {LEGEND})\">{}", drawing.trim_end().trim_end_matches("</svg>"))
+        + "</g></svg>\n"
+}
+
 /// Colours that plotters writes as they are, and that are variables of the page in the end.
 const INK: RGBColor = RGBColor(1, 2, 3);
 const GRID: RGBColor = RGBColor(4, 5, 6);
@@ -148,5 +173,9 @@ mod tests {
         let svg = curve(&lines, &axes, "a test").unwrap();
         assert!(svg.contains("var(--raw)") && svg.contains("var(--buffstreams)") && svg.contains("currentColor"));
         assert!(!svg.contains("#0A0B") && svg.ends_with("</svg>\n"), "{svg}");
+
+        let file = standalone(&svg, &lines, ":root { --raw: #aaa; }");
+        assert!(file.starts_with("<svg xmlns") && file.contains("--raw: #aaa") && file.contains("a test"), "{file}");
+        assert_eq!(file.matches("<svg").count(), file.matches("</svg>").count());
     }
 }

@@ -40,6 +40,11 @@ pub(crate) fn measure(asked: &Measure) -> Result<ExitCode> {
     if let Some(path) = &asked.json {
         std::fs::write(path, report::json(&machine, &outcomes)?)?;
     }
+    if let Some(folder) = &asked.pictures {
+        for (file, picture) in page::pictures(&outcomes)? {
+            std::fs::write(folder.join(file), picture)?;
+        }
+    }
     if let Some(path) = &asked.html {
         std::fs::write(path, page::html(&machine, &outcomes)?)?;
     }

@@ -1,5 +1,6 @@
 //! The library over real sockets: loopback, port 0, and waiting for conditions instead of for time.
 
+mod allocations;
 mod architecture;
 mod blocking;
 mod codec;
