@@ -1,7 +1,7 @@
 //! An Outbox under its lock, and all that its users and its socket's task share.
 //!
 //! The lock is held for a few instructions at a time, never across an await and never while user's code runs (but for the
-//! encoding of a typed message). Whoever waits for room does so in a fair queue, of which only the head watches for it:
+//! encoding of a typed message). Most messages take an express lane: under the lock one number is compared, and that is all. Whoever waits for room does so in a fair queue, of which only the head watches for it:
 //! the room that the head needs is left alone by everybody else, so a large message is not starved by small ones.
 
 use std::collections::VecDeque;
@@ -24,8 +24,8 @@ use crate::stats::Stats;
 /// Messages with expiries this fraction of their time apart share a chunk, and live as long as the last of them.
 const EXPIRY_GRAIN: u32 = 16;
 
-/// The express lane is open for so many bytes at a time.
-const LANE: usize = 8 * 1024;
+/// The express lane is open for so many bytes at a time: enough that opening it costs nothing by comparison.
+const LANE: usize = 16 * 1024;
 
 /// What a message takes of the lane beside its own bytes: more than any prefix, so that empty ones do not make it endless.
 const LANE_COST: usize = 64;
@@ -209,19 +209,8 @@ impl SharedOutbox {
 
     // What users do.
 
-    /// Takes charge of a message of `length` bytes, if the express lane is open for it. Returns its number.
-    #[inline]
-    pub(crate) fn accept_in_lane(&self, length: usize, push: impl FnOnce(&mut Outbox) -> u64) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let cost = length.saturating_add(LANE_COST);
-        if cost > state.lane || length > self.framing.max_message_size() {
-            return None;
-        }
-        state.lane -= cost;
-        Some(push(&mut state.outbox))
-    }
-
     /// Takes charge of a message of `length` bytes, if there is room. Returns its number.
+    #[inline]
     pub(crate) fn accept(
         &self,
         length: usize,
@@ -229,7 +218,26 @@ impl SharedOutbox {
         claim: Claim,
         push: impl FnOnce(&mut Outbox, Option<Instant>) -> u64,
     ) -> Result<u64, Refusing> {
-        let mut state = self.lock();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let cost = length.saturating_add(LANE_COST);
+        let takes_lane = lives.is_none() && claim == Claim::None && length <= self.framing.max_message_size();
+        if takes_lane && cost <= state.lane {
+            state.lane -= cost;
+            return Ok(push(&mut state.outbox, None));
+        }
+        state.lane = 0;
+        self.accept_outside_lane(state, length, lives, claim, push)
+    }
+
+    /// The same, looking at everything; opens the lane for those that follow.
+    fn accept_outside_lane(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        length: usize,
+        lives: Option<Duration>,
+        claim: Claim,
+        push: impl FnOnce(&mut Outbox, Option<Instant>) -> u64,
+    ) -> Result<u64, Refusing> {
         let State { outbox, phase, head, .. } = &mut *state;
         if !matches!(phase, Phase::Open | Phase::Draining) {
             return Err(Refusing::Closed);
@@ -266,10 +274,11 @@ impl SharedOutbox {
         if bytes > half {
             self.congested.store(true, Ordering::Relaxed);
         }
-        let is_simple = state.head == 0 && self.expiry.is_none() && lives.is_none();
-        if is_simple {
-            let before_congestion = if bytes > half { usize::MAX } else { half - bytes };
-            state.lane = LANE.min(state.outbox.lane()).min(before_congestion);
+        // Nothing is asked in the lane: so it is shut while somebody waits for room, or where messages expire; and it ends
+        // where the Outbox becomes congested, which is found out here.
+        if state.head == 0 && self.expiry.is_none() {
+            let uncongested = half.checked_sub(bytes).unwrap_or(usize::MAX);
+            state.lane = LANE.min(state.outbox.lane()).min(uncongested);
         }
         if state.asleep {
             state.asleep = false;
@@ -635,7 +644,7 @@ pub(crate) enum Claim {
 }
 
 /// Why a message was not accepted, before it is put into words.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusing {
     TooLarge,
     Full,
@@ -698,6 +707,92 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(outbox.has_failed(), "none of it was written, and its time is over");
+    }
+
+    /// An Outbox whose lane was opened by a first message.
+    fn with_open_lane(limit: usize) -> Arc<SharedOutbox> {
+        let outbox = SharedOutbox::new(Framing::default(), limit, Overflow::Wait, None);
+        assert!(push(&outbox, 100, None).is_ok());
+        assert!(lane(&outbox) > 0);
+        outbox
+    }
+
+    fn lane(outbox: &SharedOutbox) -> usize {
+        outbox.state.lock().expect("no thread panicked").lane
+    }
+
+    #[test]
+    fn whatever_else_takes_the_lock_closes_the_lane() {
+        let context = &mut Context::from_waker(Waker::noop());
+        type Other<'a> = &'a dyn Fn(&SharedOutbox);
+        let others: [(&str, Other<'_>); 8] = [
+            ("closing", &|outbox| outbox.close_by(Instant::now())),
+            ("handing out", &|outbox| assert!(outbox.hand(usize::MAX, &mut VecDeque::new()))),
+            ("a look at the phase", &|outbox| {
+                assert_eq!(outbox.poll_phase(&mut Context::from_waker(Waker::noop())), Phase::Open);
+            }),
+            ("a promise of room", &|outbox| {
+                assert!(pin!(outbox.reserve_largest()).poll(&mut Context::from_waker(Waker::noop())).is_ready());
+            }),
+            ("an expiring message", &|outbox| assert!(push(outbox, 1, Some(Duration::from_secs(9))).is_ok())),
+            ("rewinding", &|outbox| outbox.rewind()),
+            ("an attempt", &|outbox| outbox.note_attempt()),
+            ("giving up", &|outbox| outbox.fail_all(FailedReason::Closed)),
+        ];
+        for (what, other) in others {
+            let outbox = with_open_lane(1 << 20);
+            other(&outbox);
+            assert_eq!(lane(&outbox), 0, "{what}");
+        }
+
+        let outbox = with_open_lane(8_000);
+        let largest = [7; 4_000];
+        let push_largest = |outbox: &mut Outbox, expires| outbox.push(&largest, expires, Instant::now);
+        assert!(push(&outbox, 4_000, None).is_ok());
+        let mut head = pin!(outbox.accept_in_turn(4_000, None, push_largest));
+        assert!(head.as_mut().poll(context).is_pending(), "it waits for room");
+        assert_eq!(push(&outbox, 3_000, None), Err(Refusing::Full), "its room may not be taken");
+        assert!(push(&outbox, 1, None).is_err() || lane(&outbox) == 0, "nobody passes by one who waits");
+    }
+
+    #[test]
+    fn the_lane_lets_nothing_in_that_would_be_refused() {
+        let outbox = with_open_lane(1 << 20);
+        assert_eq!(push(&outbox, 4_097, None), Err(Refusing::TooLarge));
+
+        // Through the lane or not, what is in hand stays within the limit, and congestion begins at half of it.
+        let outbox = with_open_lane(20_000);
+        let mut accepted = 1;
+        while push(&outbox, 100, None).is_ok() {
+            accepted += 1;
+            let bytes = accepted * 103;
+            assert!(bytes <= 20_000);
+            assert_eq!(outbox.is_congested(), bytes > 10_000, "with {bytes} bytes");
+        }
+        assert_eq!(accepted, 20_000 / 103);
+    }
+
+    #[test]
+    fn empty_messages_do_not_make_the_lane_endless() {
+        let outbox = with_open_lane(1 << 20);
+        let mut pushed = 0;
+        let mut before = lane(&outbox);
+        loop {
+            assert!(push(&outbox, 0, None).is_ok());
+            pushed += 1;
+            if lane(&outbox) > before {
+                break;
+            }
+            before = lane(&outbox);
+        }
+        assert!(pushed <= LANE / LANE_COST + 1, "{pushed} messages before anybody looked again");
+    }
+
+    #[test]
+    fn where_messages_expire_there_is_no_lane() {
+        let outbox = SharedOutbox::new(Framing::default(), 1 << 20, Overflow::Wait, Some(Duration::from_secs(9)));
+        assert!(push(&outbox, 100, None).is_ok());
+        assert_eq!(lane(&outbox), 0);
     }
 
     #[test]

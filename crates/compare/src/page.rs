@@ -36,8 +36,8 @@ fn introduction(page: &mut String, machine: &Machine, outcomes: &[Outcome]) -> R
     page.push_str(
         "<h1>BuffStreams beside its peers</h1>\n<p class=\"lead\">BuffStreams is a Rust library that sends messages \
          from one program to another over TCP. This page shows how fast it is on one machine, beside the libraries \
-         that one might take instead, and beside a <b>raw</b> socket: the same bytes without any messages, which is \
-         as fast as the machine goes.</p>\n",
+         that one might take instead, and beside a <b>raw</b> socket, the yardstick: the same bytes without any \
+         messages, written and read in blocks of 256 KiB.</p>\n",
     );
     if let Some(first) = outcomes.iter().find(|outcome| outcome.case.name == "p1")
         && let Some(row) = first.rows().iter().find(|row| row.system == "buffstreams")

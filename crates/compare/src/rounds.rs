@@ -41,6 +41,7 @@ pub(crate) fn measure(asked: &Measure) -> Result<ExitCode> {
         std::fs::write(path, report::json(&machine, &outcomes)?)?;
     }
     if let Some(folder) = &asked.pictures {
+        std::fs::create_dir_all(folder)?;
         for (file, picture) in page::pictures(&outcomes)? {
             std::fs::write(folder.join(file), picture)?;
         }

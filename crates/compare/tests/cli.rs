@@ -42,6 +42,19 @@ fn the_systems_that_need_no_peer_are_measured_in_every_quick_case() {
 }
 
 #[test]
+fn a_curve_can_be_had_as_a_picture_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = folder.path().join("made/for/them");
+    let points = ["--case", "connections-1", "--case", "connections-4", "--system", "raw", "--system", "buffstreams"];
+    let few = ["--runs", "1", "--scale", FEW, "--pictures", pictures.to_str().unwrap()];
+    let output = compare(&[&points[..], &few[..]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let picture = std::fs::read_to_string(pictures.join("connections.svg")).unwrap();
+    assert!(picture.starts_with("<svg xmlns") && picture.contains("buffstreams") && picture.ends_with("</svg>\n"));
+    assert!(!pictures.join("sizes.svg").exists(), "nothing was measured for it");
+}
+
+#[test]
 fn a_row_says_what_scripts_rely_on() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("out.json");

@@ -12,18 +12,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::buffers;
+use super::buffers::{self, CHUNK};
 use super::chunk::Chunk;
 use super::framing::Framing;
 
-/// A chunk is closed, and the next one opened, when it would grow beyond this many bytes.
-pub(crate) const CHUNK: usize = 256 * 1024;
-
 /// From this many bytes on a message that is given as `Bytes` is not copied into a chunk.
 const LARGE_MESSAGE: usize = 32 * 1024;
-
-/// The capacity that a chunk begins with, in bytes, where no used buffer is at hand.
-const FIRST_CAPACITY: usize = 1024;
 
 /// A prefix is stored as eight bytes and then cut, so a chunk needs that much room behind its last frame.
 const PREFIX_STORE: usize = 8;
@@ -256,23 +250,13 @@ impl Outbox {
         number
     }
 
-    /// How many bytes of frames, at most, the tail chunk takes before [`push`](Self::push) has to look whether there is
-    /// room, and whether a chunk is open.
+    /// How many bytes of frames that do not expire are [admitted](Self::admits) as things are, and go into the open chunk.
     pub(crate) fn lane(&self) -> usize {
         if self.tail.count == 0 || self.tail.expires.is_some() {
             return 0;
         }
         let memory = self.limit.saturating_sub(self.bytes());
         memory.min(CHUNK.saturating_sub(self.tail.frames.len() + PREFIX_STORE))
-    }
-
-    /// [`push`](Self::push) for a message that is known to fit into the [`lane`](Self::lane).
-    #[inline]
-    pub(crate) fn push_in_lane(&mut self, message: &[u8]) -> u64 {
-        let start = self.tail.frames.len();
-        self.framing.put_prefix(message.len(), &mut self.tail.frames);
-        self.tail.frames.extend_from_slice(message);
-        self.count_in(self.tail.frames.len() - start)
     }
 
     #[inline]
@@ -294,13 +278,9 @@ impl Outbox {
 
     #[cold]
     fn open_another(&mut self, more: usize, expires: Option<Instant>, now: Instant) {
-        if self.tail.expires != expires {
-            // Where every message expires at another time, each has a chunk: that must not cost more than is counted.
-            self.tail.frames.shrink_to_fit();
-        }
         self.seal(Bytes::new());
         if self.tail.frames.capacity() == 0 {
-            let fresh = || Vec::with_capacity((more + PREFIX_STORE).max(FIRST_CAPACITY));
+            let fresh = || Vec::with_capacity((more + PREFIX_STORE).max(buffers::LEAST));
             self.tail.frames = buffers::take().unwrap_or_else(fresh);
         }
         self.tail.begun = Some(now);
@@ -312,7 +292,7 @@ impl Outbox {
         if self.tail.count == 0 {
             return;
         }
-        let frames = std::mem::take(&mut self.tail.frames);
+        let frames = buffers::fit(std::mem::take(&mut self.tail.frames));
         let count = std::mem::take(&mut self.tail.count);
         self.chunks.push_back(Chunk {
             frames: Bytes::from(frames),
@@ -581,9 +561,8 @@ impl Outbox {
 
 /// A chunk's buffer that nobody else holds is used again.
 fn keep_buffer(frames: Bytes) {
-    if let Ok(buffer) = frames.try_into_mut()
-        && buffer.capacity() >= FIRST_CAPACITY
-    {
+    if let Ok(mut buffer) = frames.try_into_mut() {
+        buffer.clear();
         buffers::give(Vec::from(buffer));
     }
 }

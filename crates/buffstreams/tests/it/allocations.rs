@@ -7,7 +7,7 @@ use allocation_counter::AllocationInfo;
 use buffstreams::{Connection, Listener};
 use bytes::Bytes;
 
-use crate::support::until;
+use crate::support::{is_alone, passes_alone, until};
 
 const ANYWHERE: &str = "127.0.0.1:0";
 
@@ -39,33 +39,32 @@ fn steady_state(send: impl AsyncFn(&Connection)) -> AllocationInfo {
     allocation_counter::measure(|| pass(2 * MESSAGES))
 }
 
-/// A chunk, which holds 2,000 messages, takes one small block to be shared with the writer; and more where tests that run
-/// beside this one have its buffers.
+/// A chunk, which holds 2,000 messages, takes one small block to be shared with the writer. There is nothing else.
 fn assert_none_for_a_message(counted: AllocationInfo) {
-    assert!(counted.count_total < MESSAGES / 100, "{counted:?}");
+    let chunks = MESSAGES * 113 / (256 * 1024) + 1;
+    assert!(counted.count_total <= 2 * chunks, "{counted:?} for {chunks} chunks");
 }
 
+/// In a process of its own, so that tests which run beside it do not take its buffers.
 #[test]
-fn sending_and_receiving_allocates_nothing_for_a_message() {
-    let counted = steady_state(async |connection| {
+#[ignore = "a part of another test, which runs it as a process of its own"]
+fn steady_state_alone() {
+    if !is_alone() {
+        return;
+    }
+    assert_none_for_a_message(steady_state(async |connection| {
         connection.send(&[7; 110]).await.unwrap();
-    });
-    assert_none_for_a_message(counted);
-}
-
-#[test]
-fn handing_over_messages_that_are_owned_allocates_nothing_for_one() {
+    }));
     let message = Bytes::from(vec![7; 110]);
-    let counted = steady_state(async |connection| {
+    assert_none_for_a_message(steady_state(async |connection| {
         connection.send_bytes(message.clone()).await.unwrap();
-    });
-    assert_none_for_a_message(counted);
+    }));
+    assert_none_for_a_message(steady_state(async |connection| {
+        connection.send_with(110, |buffer| buffer.extend_from_slice(&[7; 110])).await.unwrap();
+    }));
 }
 
 #[test]
-fn encoding_in_place_allocates_nothing_for_a_message() {
-    let counted = steady_state(async |connection| {
-        connection.send_with(110, |buffer| buffer.extend_from_slice(&[7; 110])).await.unwrap();
-    });
-    assert_none_for_a_message(counted);
+fn once_traffic_flows_no_message_is_allocated_for_on_either_path() {
+    passes_alone("allocations::steady_state_alone");
 }
