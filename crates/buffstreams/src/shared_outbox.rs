@@ -209,8 +209,24 @@ impl SharedOutbox {
 
     // What users do.
 
-    /// Takes charge of a message of `length` bytes, if there is room. Returns its number.
+    /// Takes charge of a message of `length` bytes if the express lane is open for it; otherwise it must be
+    /// [accepted](Self::accept) like any. Returns its number.
     #[inline]
+    pub(crate) fn accept_in_lane(&self, length: usize, push: impl FnOnce(&mut Outbox) -> u64) -> Option<u64> {
+        let cost = length.saturating_add(LANE_COST);
+        if cost > LANE || self.expiry.is_some() {
+            return None;
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if cost > state.lane || length > self.framing.max_message_size() {
+            return None;
+        }
+        state.lane -= cost;
+        Some(push(&mut state.outbox))
+    }
+
+    /// Takes charge of a message of `length` bytes, if there is room; opens the lane for those that follow. Returns its
+    /// number.
     pub(crate) fn accept(
         &self,
         length: usize,
@@ -218,26 +234,7 @@ impl SharedOutbox {
         claim: Claim,
         push: impl FnOnce(&mut Outbox, Option<Instant>) -> u64,
     ) -> Result<u64, Refusing> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let cost = length.saturating_add(LANE_COST);
-        let takes_lane = lives.is_none() && claim == Claim::None && length <= self.framing.max_message_size();
-        if takes_lane && cost <= state.lane {
-            state.lane -= cost;
-            return Ok(push(&mut state.outbox, None));
-        }
-        state.lane = 0;
-        self.accept_outside_lane(state, length, lives, claim, push)
-    }
-
-    /// The same, looking at everything; opens the lane for those that follow.
-    fn accept_outside_lane(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        length: usize,
-        lives: Option<Duration>,
-        claim: Claim,
-        push: impl FnOnce(&mut Outbox, Option<Instant>) -> u64,
-    ) -> Result<u64, Refusing> {
+        let mut state = self.lock();
         let State { outbox, phase, head, .. } = &mut *state;
         if !matches!(phase, Phase::Open | Phase::Draining) {
             return Err(Refusing::Closed);
@@ -693,6 +690,11 @@ mod tests {
 
     fn push(outbox: &SharedOutbox, length: usize, lives: Option<Duration>) -> Result<u64, Refusing> {
         let message = vec![7; length];
+        if let Some(number) =
+            lives.is_none().then(|| outbox.accept_in_lane(length, |outbox| outbox.push_in_lane(&message))).flatten()
+        {
+            return Ok(number);
+        }
         outbox.accept(length, lives, Claim::None, |outbox, expires| outbox.push(&message, expires, Instant::now))
     }
 

@@ -259,6 +259,15 @@ impl Outbox {
         memory.min(CHUNK.saturating_sub(self.tail.frames.len() + PREFIX_STORE))
     }
 
+    /// [`push`](Self::push) for a message that fits into the [lane](Self::lane).
+    #[inline]
+    pub(crate) fn push_in_lane(&mut self, message: &[u8]) -> u64 {
+        let start = self.tail.frames.len();
+        self.framing.put_prefix(message.len(), &mut self.tail.frames);
+        self.tail.frames.extend_from_slice(message);
+        self.count_in(self.tail.frames.len() - start)
+    }
+
     #[inline]
     fn count_in(&mut self, frame: usize) -> u64 {
         self.tail.count += 1;

@@ -152,6 +152,7 @@ impl Model {
         let expires = expires_in.map(|millis| self.now + Duration::from_millis(millis));
         let at = self.now;
         let accepted = match by {
+            By::Slice if in_lane => self.outbox.push_in_lane(&message),
             By::Slice => self.outbox.push(&message, expires, || at),
             By::Bytes => self.outbox.push_bytes(Bytes::from(message.clone()), expires, || at),
             By::Encoder => self.outbox.push_with(length, expires, || at, |buffer| buffer.extend_from_slice(&message)),
