@@ -17,8 +17,8 @@ use crate::shared_outbox::{Claim, Refusing, SharedOutbox};
 use crate::stats::Stats;
 
 /// How many sends of a thread, those in the express lane not counted, make one unit of work in tokio's cooperative budget
-/// (128 units a turn). A turn of small messages is then one or two milliseconds; shorter ones make smaller batches.
-const SENDS_PER_UNIT: u32 = 8;
+/// (128 units a turn). A turn of small messages is then less than a millisecond; much shorter ones make smaller batches.
+const SENDS_PER_UNIT: u32 = 4;
 
 /// The number of an accepted message on its connection: counted from 0, in the order of acceptance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -25,7 +25,7 @@ use crate::stats::Stats;
 const EXPIRY_GRAIN: u32 = 16;
 
 /// The express lane is open for so many bytes at a time: enough that opening it costs nothing by comparison.
-const LANE: usize = 16 * 1024;
+const LANE: usize = 8 * 1024;
 
 /// What a message takes of the lane beside its own bytes: more than any prefix, so that empty ones do not make it endless.
 const LANE_COST: usize = 64;
