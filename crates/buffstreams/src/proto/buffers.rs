@@ -2,8 +2,8 @@
 //!
 //! That one is still in the processor's cache, whichever connection used it; and a connection at rest holds no buffer.
 //!
-//! Invariants: what is kept takes at most 16 MiB, and no buffer of it is larger than a chunk; a closed chunk takes at most
-//! eight times the memory of its frames. No buffer is made here but to fit a chunk that would waste its own.
+//! Invariants: what is kept takes at most 16 MiB, and no buffer of it is larger than a chunk; a closed chunk that is not
+//! being written takes at most eight times the memory of its frames. No buffer is made here but to fit a chunk that would waste its own.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -246,7 +246,7 @@ impl Outbox {
         self.open(prefix, expires, now);
         self.framing.put_prefix(message.len(), &mut self.tail.frames);
         let number = self.count_in(prefix + message.len());
-        self.seal(message);
+        self.seal_to_keep(message);
         number
     }
 
@@ -287,7 +287,7 @@ impl Outbox {
 
     #[cold]
     fn open_another(&mut self, more: usize, expires: Option<Instant>, now: Instant) {
-        self.seal(Bytes::new());
+        self.seal_to_keep(Bytes::new());
         if self.tail.frames.capacity() == 0 {
             let fresh = || Vec::with_capacity((more + PREFIX_STORE).max(buffers::LEAST));
             self.tail.frames = buffers::take().unwrap_or_else(fresh);
@@ -296,12 +296,18 @@ impl Outbox {
         self.tail.expires = expires;
     }
 
+    /// Closes the tail chunk, which may have to be kept for long: so it must not waste its buffer.
+    fn seal_to_keep(&mut self, payload: Bytes) {
+        self.tail.frames = buffers::fit(std::mem::take(&mut self.tail.frames));
+        self.seal(payload);
+    }
+
     /// Closes the tail chunk. `payload` is the message of its last frame, if that is not in the chunk itself.
     fn seal(&mut self, payload: Bytes) {
         if self.tail.count == 0 {
             return;
         }
-        let frames = buffers::fit(std::mem::take(&mut self.tail.frames));
+        let frames = std::mem::take(&mut self.tail.frames);
         let count = std::mem::take(&mut self.tail.count);
         self.chunks.push_back(Chunk {
             frames: Bytes::from(frames),
@@ -368,6 +374,10 @@ impl Outbox {
     /// The connection broke: goes back to the first frame that is not settled. Returns whether anything turned out to
     /// be settled.
     pub(crate) fn rewind(&mut self) -> bool {
+        // The last chunk that was handed out may fill little of its buffer, and is kept from here on.
+        if let Some(last) = self.handed.checked_sub(1).and_then(|last| self.chunks.get_mut(last)) {
+            last.frames = Bytes::from(buffers::fit(Vec::from(std::mem::take(&mut last.frames))));
+        }
         self.handed = 0;
         let before = self.settled_count;
         if let Some(mut chunk) = self.chunks.pop_front() {
@@ -392,7 +402,7 @@ impl Outbox {
 
     /// A connection was tried, and failed or broke: counts it for everything in hand.
     pub(crate) fn note_attempt(&mut self) {
-        self.seal(Bytes::new());
+        self.seal_to_keep(Bytes::new());
         for chunk in &mut self.chunks {
             chunk.attempts = chunk.attempts.saturating_add(1);
         }
@@ -400,7 +410,7 @@ impl Outbox {
 
     /// Gives up everything that is in flight.
     pub(crate) fn fail_all(&mut self, reason: FailedReason, now: Instant) {
-        self.seal(Bytes::new());
+        self.seal_to_keep(Bytes::new());
         self.handed = 0;
         while let Some(chunk) = self.chunks.pop_front() {
             self.fail(chunk, reason, now);
@@ -410,7 +420,7 @@ impl Outbox {
     /// Gives up what has expired and was never written. Returns when the next message expires.
     pub(crate) fn expire(&mut self, now: Instant) -> Option<Instant> {
         if self.tail.expires.is_some_and(|expires| expires <= now) {
-            self.seal(Bytes::new());
+            self.seal_to_keep(Bytes::new());
         }
         let mut index = self.handed;
         let mut next = if self.tail.count > 0 { self.tail.expires } else { None };
@@ -440,7 +450,7 @@ impl Outbox {
                 index += 1;
             }
             if index == self.chunks.len() {
-                self.seal(Bytes::new());
+                self.seal_to_keep(Bytes::new());
             }
             if self.failed_bytes >= self.limit || index == self.chunks.len() {
                 return false;
