@@ -3,6 +3,7 @@
 //! Nothing in here knows a socket, a clock or a runtime. Time, where it matters, is an argument; received bytes are a
 //! slice; what is to be written is a list of buffers. So everything in here can be tested at every split of its input.
 
+mod chunk;
 pub(crate) mod framing;
 pub(crate) mod inbox;
 pub(crate) mod outbox;

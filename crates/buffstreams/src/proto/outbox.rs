@@ -10,9 +10,10 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
-use super::framing::{Framing, Header};
+use super::chunk::Chunk;
+use super::framing::Framing;
 
 /// A chunk is closed, and the next one opened, when it would grow beyond this many bytes.
 pub(crate) const CHUNK: usize = 256 * 1024;
@@ -102,63 +103,6 @@ pub(crate) enum Fate {
     Failed,
     /// Its run of failures was forgotten: it may have failed, or been settled among failed ones.
     Forgotten,
-}
-
-/// Consecutive messages in encoded form: whole frames, the last of which may have its message in `payload`.
-#[derive(Debug)]
-struct Chunk {
-    frames: Bytes,
-    payload: Bytes,
-    first: u64,
-    count: u64,
-    begun: Instant,
-    expires: Option<Instant>,
-    attempts: u32,
-    /// Bytes of it that a kernel took on the connection at hand.
-    written: usize,
-    /// A part of it left on an earlier connection, so it may no longer be dropped as unwritten.
-    touched: bool,
-}
-
-impl Chunk {
-    fn len(&self) -> usize {
-        self.frames.len() + self.payload.len()
-    }
-
-    fn numbers(&self) -> Range<u64> {
-        self.first..self.first + self.count
-    }
-
-    /// The first frame's measures.
-    fn first_frame(&self, framing: &Framing) -> Option<Header> {
-        (self.count > 0).then(|| framing.header(&self.frames).ok().flatten().expect("the Outbox encoded this frame"))
-    }
-
-    /// Moves the first frame into a chunk of its own.
-    fn split_first(&mut self, framing: &Framing) -> Chunk {
-        let frame = self.first_frame(framing).expect("a chunk in the queue has a frame").frame();
-        let frames = self.frames.split_to(frame.min(self.frames.len()));
-        let payload = if self.count == 1 { std::mem::take(&mut self.payload) } else { Bytes::new() };
-        let first = Chunk { frames, payload, count: 1, ..*self };
-        self.first += 1;
-        self.count -= 1;
-        first
-    }
-
-    /// Cuts the first frame off: its message, and the bytes the frame took.
-    fn pop(&mut self, framing: &Framing) -> Option<(u64, Bytes, usize)> {
-        let header = self.first_frame(framing)?;
-        let number = self.first;
-        self.first += 1;
-        self.count -= 1;
-        self.frames.advance(header.prefix);
-        let message = if self.count == 0 && !self.payload.is_empty() {
-            std::mem::take(&mut self.payload)
-        } else {
-            self.frames.split_to(header.message)
-        };
-        Some((number, message, header.frame()))
-    }
 }
 
 /// The chunk that messages are being encoded into.

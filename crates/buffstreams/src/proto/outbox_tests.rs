@@ -1,3 +1,4 @@
+use bytes::Buf;
 use proptest::prelude::*;
 
 use super::super::framing::Prefix;
