@@ -122,7 +122,7 @@ pub use proto::framing::{
     DEFAULT_MAX_MESSAGE_SIZE, FrameError, Framing, FramingError, Prefix, PrefixBytes, PrefixFault,
 };
 pub use proto::inbox::Message;
-pub use proto::outbox::{FailedMessage, FailedReason};
+pub use proto::outbox::{FailedMessage, FailedReason, Rejection};
 pub use retry::{Backoff, Retry};
 pub use sender::{Flushed, Receipt, Sender};
 pub use shared_outbox::Overflow;
