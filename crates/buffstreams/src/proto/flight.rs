@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use super::framing::Framing;
 use super::outbox::{FailedReason, Outbox, Rejection};
+use super::session::wire::Control;
 
 /// What an Outbox knows of its session beside its chunks.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Flight {
     in_window: usize,
     /// Whether the receiver has said where it stands, on the connection at hand.
     resumed: bool,
+    /// The number that it gives to the next message that comes.
+    expected: u64,
     /// Bytes handed out on the connection at hand, control frames and all.
     position: u64,
     /// How many of them the kernel took, as far as is known.
@@ -60,6 +63,7 @@ impl Outbox {
             window: 0,
             in_window: 0,
             resumed: false,
+            expected: 1,
             position: 0,
             written: 0,
             answered: 0,
@@ -128,6 +132,14 @@ impl Outbox {
                 flight.next =
                     flight.next.checked_add(chunk.count).expect("2^64 messages take longer than there is time");
             }
+            if chunk.session != flight.expected {
+                // What lay between was rejected, while what is sent here is sent again.
+                let mut skip = Vec::new();
+                Control::Skip(chunk.session).put(&framing, &mut skip);
+                flight.position += skip.len() as u64;
+                into.push_back(Bytes::from(skip));
+            }
+            flight.expected = chunk.session_end();
             chunk.at = Some(flight.position);
             flight.position += chunk.len() as u64;
             flight.in_window += chunk.len();
@@ -143,6 +155,12 @@ impl Outbox {
     /// Hands out no more messages on the connection at hand.
     pub(crate) fn stop(&mut self) {
         self.flight_mut().window = 0;
+    }
+
+    /// Another window than the one that was granted.
+    #[cfg(test)]
+    pub(super) fn resume_window(&mut self, window: usize) {
+        self.flight_mut().window = window;
     }
 
     /// Whether every message is settled or failed.
@@ -224,6 +242,7 @@ impl Outbox {
         }
         let flight = self.flight_mut();
         (flight.resumed, flight.window, flight.in_window) = (true, window, in_window);
+        flight.expected = dispatched + 1;
         Ok(())
     }
 

@@ -91,26 +91,20 @@ impl Ledger {
         self.open.retain(|open| open.number >= first || open.holder.is_some());
     }
 
-    /// A message came, on the connection of this epoch. `None` if it leaves a gap, which must not happen.
-    pub(crate) fn offer(&mut self, number: u64, epoch: u64) -> Option<Offer> {
+    /// A message came, on the connection of this epoch. Those that it leaves out never come.
+    pub(crate) fn offer(&mut self, number: u64, epoch: u64) -> Offer {
         let again = self.failed();
         if again.is_some_and(|again| again < number) {
-            return Some(Offer::Wait);
+            return Offer::Wait;
         }
         if number <= self.dispatched {
-            if again != Some(number) {
-                return Some(Offer::Repeat);
-            }
-            let index = self.index(number)?;
+            let Some(index) = self.index(number).filter(|_| again == Some(number)) else { return Offer::Repeat };
             self.open[index].holder = Some(epoch);
-            return Some(Offer::Handle);
-        }
-        if self.dispatched.checked_add(1) != Some(number) {
-            return None;
+            return Offer::Handle;
         }
         self.dispatched = number;
         self.open.push_back(Open { number, failures: 0, holder: Some(epoch) });
-        Some(Offer::Handle)
+        Offer::Handle
     }
 
     /// The handler is done with a message.

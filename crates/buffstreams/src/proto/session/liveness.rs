@@ -46,8 +46,13 @@ impl Liveness {
         now.saturating_duration_since(self.heard) >= self.interval * SILENT_INTERVALS
     }
 
+    /// When the peer will have been silent for too long.
+    pub(crate) fn dead_at(&self) -> Instant {
+        self.heard + self.interval * SILENT_INTERVALS
+    }
+
     /// When one of the two becomes true.
     pub(crate) fn next(&self) -> Instant {
-        (self.spoke + self.interval).min(self.heard + self.interval * SILENT_INTERVALS)
+        (self.spoke + self.interval).min(self.dead_at())
     }
 }

@@ -51,6 +51,8 @@ pub(crate) enum SessionError {
     TooManyRejects,
     /// A reject was confirmed that was never sent.
     NeverRejected { number: u64, last: u64 },
+    /// Numbers were left out that are not ahead.
+    SkipsBack { number: u64, next: u64 },
     /// There is no number left.
     NumbersExhausted,
 }
@@ -78,6 +80,9 @@ impl fmt::Display for SessionError {
             SessionError::NeverRejected { number, last } => {
                 write!(f, "the reject of message {number} was confirmed, and the last one handled is {last}")
             }
+            SessionError::SkipsBack { number, next } => {
+                write!(f, "the next message was given number {number}, and should have had {next} or a higher one")
+            }
             SessionError::NumbersExhausted => write!(f, "there are no numbers left for messages, or for connections"),
         }
     }
@@ -96,3 +101,8 @@ impl From<Untrue> for SessionError {
         SessionError::Untrue(untrue)
     }
 }
+
+#[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
+mod simulation_tests;

@@ -1,7 +1,7 @@
 //! One connection of a session, on the side that listens: numbers for what comes, room for what cannot be handled yet.
 //!
-//! Invariants: messages are numbered in the order of the stream, from where the sender was told to go on; those held are
-//! consecutive, come before everything that is still to be read, and take no more bytes than the window that was
+//! Invariants: messages are numbered in the order of the stream, from where the sender was told to go on, and without gap
+//! but where the sender says that there is one; those held are in order, come before everything that is still to be read, and take no more bytes than the window that was
 //! reserved. What is known of the stream itself is not here but in [`Streams`](super::streams::Streams).
 
 use std::collections::VecDeque;
@@ -109,13 +109,22 @@ impl Receiving {
         Ok(number)
     }
 
+    /// The sender leaves numbers out: the next message that is read has this one.
+    pub(super) fn skip(&mut self, number: u64) -> Result<(), SessionError> {
+        if number <= self.next {
+            return Err(SessionError::SkipsBack { number, next: self.next });
+        }
+        self.next = number;
+        Ok(())
+    }
+
     /// Holds a message that cannot be handled now. They come back in order, by [`take_held`](Self::take_held).
     ///
     /// # Errors
     ///
     /// If more is held than the window allows: the peer has sent more than it may.
     pub(crate) fn hold(&mut self, number: u64, message: Bytes) -> Result<(), SessionError> {
-        debug_assert!(self.held.back().is_none_or(|(last, _)| last + 1 == number));
+        debug_assert!(self.held.back().is_none_or(|(last, _)| *last < number));
         self.held_bytes += self.frame_size(&message);
         self.held.push_back((number, message));
         if self.held_bytes > self.window {
@@ -133,9 +142,19 @@ impl Receiving {
 
     /// Puts a message back to where it was taken from, or read: before all that are held.
     pub(crate) fn put_back(&mut self, number: u64, message: Bytes) {
-        debug_assert!(self.held.front().map_or(self.next, |(first, _)| *first) == number + 1);
+        debug_assert!(number < self.next_to_begin());
         self.held_bytes += self.frame_size(&message);
         self.held.push_front((number, message));
+    }
+
+    /// The number of the next message that is not begun: held, or still to be read.
+    pub(crate) fn next_to_begin(&self) -> u64 {
+        self.held.front().map_or(self.next, |(first, _)| *first)
+    }
+
+    /// Bytes that the peer may have in flight: reserved here.
+    pub(crate) fn window(&self) -> usize {
+        self.window
     }
 
     /// Bytes of the frames that are held.
@@ -149,7 +168,7 @@ impl Receiving {
 
     /// Whether this message is held, or still to be read.
     pub(super) fn brings(&self, number: u64) -> bool {
-        number >= self.held.front().map_or(self.next, |(first, _)| *first)
+        number >= self.next_to_begin()
     }
 
     /// Begins to leave: the sender is asked to stop, and to wait for what is in flight.
@@ -160,6 +179,11 @@ impl Receiving {
     /// Whether no message follows and all that came are acknowledged: this side may end its stream.
     pub(crate) fn is_drained(&self) -> bool {
         self.is_last && self.held.is_empty() && self.acked + 1 >= self.next && !self.owes_confirmation
+    }
+
+    /// Whether it was refused further service, and only has to be closed.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// Bytes came.
@@ -205,17 +229,12 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// Asks what to do with a message.
-    ///
-    /// # Errors
-    ///
-    /// If it leaves a gap.
-    pub(crate) fn offer(&mut self, number: u64) -> Result<Offer, SessionError> {
+    /// Asks what to do with the next message.
+    pub(crate) fn offer(&mut self, number: u64) -> Offer {
         if self.ledger.open() + self.ledger.rejected.len() >= self.rejects_left && number > self.ledger.highest() {
-            return Ok(Offer::Wait);
+            return Offer::Wait;
         }
-        let gap = SessionError::OutOfPlace { frame: "a message", when: "behind a gap" };
-        self.ledger.offer(number, self.key.epoch).ok_or(gap)
+        self.ledger.offer(number, self.key.epoch)
     }
 
     /// The handler is done with a message. One that is not reported in its turn is in the handler's hands, and

@@ -305,13 +305,20 @@ impl Sending {
         }
     }
 
+    /// Whether nothing may be written before the receiver has answered.
+    pub(crate) fn awaits_welcome(&self) -> bool {
+        self.phase == Phase::Greeting
+    }
+
     /// Whether the peer has been silent for too long.
     pub(crate) fn is_dead(&self, now: Instant) -> bool {
         self.liveness.is_some_and(|liveness| liveness.is_dead(now))
     }
 
-    /// When to look again, if nothing happens before: to say something, or because the peer is dead.
+    /// When to look again, if nothing happens before: to say something, or because the peer is dead. Before WELCOME, only
+    /// the latter.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        self.liveness.map(|liveness| liveness.next())
+        let awaits_welcome = self.awaits_welcome();
+        self.liveness.map(|liveness| if awaits_welcome { liveness.dead_at() } else { liveness.next() })
     }
 }

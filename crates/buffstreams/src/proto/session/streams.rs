@@ -217,6 +217,22 @@ impl<C: Clone> Streams<C> {
         Ok(Opened { receiving, greeting, fenced })
     }
 
+    /// Remembers fewer streams without a connection than [`MOST_DETACHED`].
+    #[cfg(test)]
+    pub(super) fn remember(&mut self, most: usize) {
+        self.most_detached = most;
+    }
+
+    #[cfg(test)]
+    pub(super) fn knows(&self, stream: StreamId) -> bool {
+        self.streams.contains_key(&stream)
+    }
+
+    #[cfg(test)]
+    pub(super) fn memory_left(&self) -> usize {
+        self.memory
+    }
+
     /// Finds the stream, or makes it, and gives it to a new epoch.
     fn attach(&mut self, hello: &Hello, stored: Option<u64>) -> &mut Stream<C> {
         let Streams { lifetime, known, streams, detached, detached_text, .. } = self;
@@ -317,6 +333,7 @@ impl<C: Clone> Streams<C> {
                 Ok(Told::TryAgain)
             }
             Control::Ack(number) => Ok(Told::RepliesTaken(number)),
+            Control::Skip(number) if !receiving.is_last => receiving.skip(number).map(|()| Told::Nothing),
             Control::Goodbye if !receiving.is_last => {
                 // It will ask for nothing again: not for rejects, and not for what it gave up.
                 receiving.is_last = true;
@@ -378,15 +395,17 @@ impl<C: Clone> Streams<C> {
         }
     }
 
-    /// A connection is gone, and so is its handler: what it still had in hand must be handled again. Returns another
-    /// connection that may have waited for that.
+    /// A connection is gone, its turn is ended, and its handler is gone too: what that still had in hand must be handled
+    /// again. Returns another connection that may have waited for that.
     pub(crate) fn close(&mut self, receiving: &Receiving) -> Option<C> {
         self.memory += receiving.window;
         let Key { stream: id, epoch } = receiving.key;
         let stream = self.streams.get_mut(&id).expect("a stream with a connection is not forgotten");
-        let mut ledger = stream.ledger.take().expect("a connection ends its turn before it goes");
-        ledger.abandon(epoch);
-        stream.take_in(ledger);
+        // If another one has the turn, nothing is in hand here: it would not have got it.
+        if let Some(mut ledger) = stream.ledger.take() {
+            ledger.abandon(epoch);
+            stream.take_in(ledger);
+        }
         stream.connections -= 1;
         if stream.epoch == epoch {
             stream.attached = None;

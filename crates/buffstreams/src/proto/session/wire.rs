@@ -170,6 +170,8 @@ pub(crate) enum Control {
     Goodbye,
     /// The answer to it. No message follows from the side that dialled.
     ConfirmGoodbye,
+    /// The next message has this number: those left out were rejected or given up, and never come.
+    Skip(u64),
     /// A frame of a later version that may be ignored.
     Ignorable(u8),
 }
@@ -184,6 +186,7 @@ mod kind {
     pub(super) const HEARTBEAT: u8 = 7;
     pub(super) const GOODBYE: u8 = 8;
     pub(super) const CONFIRM_GOODBYE: u8 = 9;
+    pub(super) const SKIP: u8 = 10;
     /// From here on, whoever does not know a frame ignores it.
     pub(super) const IGNORABLE: u8 = 0x80;
 }
@@ -201,6 +204,7 @@ impl Control {
             Control::Heartbeat => "HEARTBEAT",
             Control::Goodbye => "GOODBYE",
             Control::ConfirmGoodbye => "GOODBYE-CONFIRM",
+            Control::Skip(_) => "SKIP",
             Control::Ignorable(_) => "an unknown frame",
         }
     }
@@ -227,6 +231,7 @@ impl Control {
             Control::Heartbeat => frame.push(kind::HEARTBEAT),
             Control::Goodbye => frame.push(kind::GOODBYE),
             Control::ConfirmGoodbye => frame.push(kind::CONFIRM_GOODBYE),
+            Control::Skip(number) => put_number(kind::SKIP, *number, &mut frame),
             Control::Ignorable(kind) => frame.push(*kind),
         }
         framing.put_control(&frame, out);
@@ -270,6 +275,12 @@ impl Control {
             kind::HEARTBEAT => Fields { frame: "HEARTBEAT", rest }.end().map(|()| Control::Heartbeat),
             kind::GOODBYE => Fields { frame: "GOODBYE", rest }.end().map(|()| Control::Goodbye),
             kind::CONFIRM_GOODBYE => Fields { frame: "GOODBYE-CONFIRM", rest }.end().map(|()| Control::ConfirmGoodbye),
+            kind::SKIP => {
+                let mut fields = Fields { frame: "SKIP", rest };
+                let number = fields.within("number", 1, u64::MAX)?;
+                fields.end()?;
+                Ok(Control::Skip(number))
+            }
             kind::IGNORABLE.. => Ok(Control::Ignorable(kind)),
             kind => Err(WireError::Unknown { kind }),
         }
@@ -439,7 +450,7 @@ impl fmt::Display for WireError {
         match *self {
             WireError::Empty => write!(f, "a control frame of no bytes; the first byte says its kind"),
             WireError::Unknown { kind } => {
-                let (first, last) = (kind::HELLO, kind::CONFIRM_GOODBYE);
+                let (first, last) = (kind::HELLO, kind::SKIP);
                 write!(f, "a control frame of kind {kind}; known are {first} to {last}, from 128 on they are ignored")
             }
             WireError::TooShort { frame, field, got, want } => {

@@ -46,6 +46,7 @@ fn examples() -> Vec<(&'static str, Control)> {
         ("HEARTBEAT", Control::Heartbeat),
         ("GOODBYE", Control::Goodbye),
         ("GOODBYE-CONFIRM", Control::ConfirmGoodbye),
+        ("SKIP", Control::Skip(45)),
     ]
 }
 
@@ -213,8 +214,8 @@ fn numbers_that_a_field_may_not_have_are_refused() {
     refused(|hello| hello.maximum = 0);
     refused(|hello| hello.maximum = 1 << 55);
     refused(|hello| hello.reply_window = 4098);
-    let unknown = Control::decode(&[10]).expect_err("it is of no version that is known");
-    assert!(matches!(unknown, WireError::Unknown { kind: 10 }));
+    let unknown = Control::decode(&[11]).expect_err("it is of no version that is known");
+    assert!(matches!(unknown, WireError::Unknown { kind: 11 }));
     assert_eq!(Control::decode(&[0x80, 1, 2, 3]), Ok(Control::Ignorable(0x80)));
 }
 
@@ -264,6 +265,7 @@ fn control() -> impl Strategy<Value = Control> {
         Just(Control::Heartbeat),
         Just(Control::Goodbye),
         Just(Control::ConfirmGoodbye),
+        number().prop_map(Control::Skip),
         (0x80..=0xff_u8).prop_map(Control::Ignorable),
     ]
 }
