@@ -103,6 +103,6 @@ impl From<Untrue> for SessionError {
 }
 
 #[cfg(test)]
-mod refusal_tests;
+mod rules_tests;
 #[cfg(test)]
 mod simulation_tests;

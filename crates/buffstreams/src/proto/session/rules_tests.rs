@@ -1,14 +1,15 @@
-//! What either end answers to a peer that breaks the rules, or asks for what it cannot have.
+//! What either end does on its own: answers to a peer that breaks the rules, bounds, and times.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::ledger::{Offer, Verdict};
 use super::receiving::Receiving;
 use super::sending::{Ask, Heard, Sending};
-use super::streams::{Begun, Streams, Terms};
-use super::wire::{Control, Hello, RefuseCode, StateId, StreamId, Welcome};
+use super::streams::{Begun, Outcome, Streams, Terms};
+use super::wire::{Control, Hello, RefuseCode, StateId, StreamId, Welcome, handshake_framing};
 use super::{MOST_REJECTS, SessionError};
 use crate::proto::flight::Untrue;
 use crate::proto::framing::Framing;
@@ -250,15 +251,112 @@ fn a_sender_that_breaks_a_rule_is_found_out() {
 }
 
 #[test]
+fn a_message_over_which_a_handler_fails_three_times_is_rejected_also_over_several_connections() {
+    let mut streams = Streams::new(1, 10_000);
+    for epoch in 1..=3 {
+        let mut receiving = open(&mut streams, epoch);
+        let Begun::Turn(mut turn) = streams.begin(&receiving) else { panic!("nobody else has it") };
+        assert_eq!(receiving.number(), Ok(1), "it is sent again");
+        assert_eq!(turn.offer(1), Offer::Handle);
+        let verdict = turn.fail(1, "it panicked");
+        assert_eq!(verdict, if epoch < 3 { Verdict::TryAgain } else { Verdict::Rejected });
+        streams.end(turn);
+        streams.close(&receiving);
+    }
+    let opened = streams.open(&hello(4), None, &terms(), 4, Instant::now()).expect("it may");
+    let mut expected = Vec::new();
+    let rejection = Rejection { code: 0, text: "it panicked".to_owned() };
+    Control::Reject(1, rejection).put(&handshake_framing(), &mut expected);
+    assert!(opened.greeting.starts_with(&expected), "and the sender is told when it comes back");
+}
+
+#[test]
+fn of_streams_without_a_connection_the_least_recently_used_beyond_a_bound_are_forgotten() {
+    let mut streams = Streams::new(1, 10_000);
+    streams.remember(2);
+    let stream = |id: u8| Hello { stream: StreamId([id; 16]), ..hello(1) };
+    let mut visit = |id: u8, epoch: u64| {
+        let hello = Hello { epoch, ..stream(id) };
+        let receiving = streams.open(&hello, None, &terms(), 0, Instant::now()).expect("it may").receiving;
+        streams.close(&receiving);
+        [1, 2, 3].map(|id| streams.knows(StreamId([id; 16])))
+    };
+    assert_eq!(visit(1, 1), [true, false, false]);
+    assert_eq!(visit(2, 1), [true, true, false]);
+    assert_eq!(visit(1, 2), [true, true, false]);
+    assert_eq!(visit(3, 1), [true, false, true], "the second was not used for longest");
+}
+
+#[test]
+fn whoever_has_nothing_to_say_gives_a_sign_of_life_and_whoever_gives_none_is_dead_after_three_intervals() {
+    let mut dialled = Dialled::welcomed(0);
+    let mut streams = Streams::new(1, 10_000);
+    let began = Instant::now().max(dialled.now);
+    let mut receiving = open(&mut streams, 1);
+    let mut beat = Vec::new();
+    Control::Heartbeat.put(&framing(), &mut beat);
+    for second in 1..=4 {
+        let now = began + Duration::from_millis(1_001 * second);
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        dialled.sending.controls(&mut dialled.outbox, now, &mut one);
+        streams.controls(&mut receiving, now, &mut other);
+        assert_eq!((&one, &other), (&beat, &beat));
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        dialled.sending.controls(&mut dialled.outbox, now, &mut one);
+        streams.controls(&mut receiving, now, &mut other);
+        assert!(one.is_empty() && other.is_empty(), "one is enough");
+        assert_eq!((dialled.sending.is_dead(now), receiving.is_dead(now)), (second >= 3, second >= 3));
+        assert!(second >= 3 || (dialled.sending.wake_at() > Some(now) && receiving.wake_at() > now));
+    }
+    let now = began + Duration::from_secs(5);
+    receiving.heard(now);
+    dialled.sending.heard(now);
+    assert!(!dialled.sending.is_dead(now) && !receiving.is_dead(now));
+}
+
+#[test]
+fn acknowledgements_are_one_for_a_batch_and_ten_a_second_while_handlers_work() {
+    let mut streams = Streams::new(1, 10_000);
+    let began = Instant::now();
+    let mut receiving = open(&mut streams, 1);
+    let mut acks = |streams: &mut Streams<u64>, receiving: &mut Receiving, millis: u64| {
+        let mut out = Vec::new();
+        streams.controls(receiving, began + Duration::from_millis(millis), &mut out);
+        out
+    };
+    let ack = |number: u64| {
+        let mut out = Vec::new();
+        Control::Ack(number).put(&framing(), &mut out);
+        out
+    };
+    let Begun::Turn(mut turn) = streams.begin(&receiving) else { panic!("nobody else has it") };
+    for _ in 0..10 {
+        let number = receiving.number().unwrap();
+        assert_eq!(turn.offer(number), Offer::Handle);
+    }
+    turn.finish(1);
+    streams.end(turn);
+    assert!(acks(&mut streams, &mut receiving, 50).is_empty(), "one of ten, while the others are at work");
+    assert_eq!(receiving.wake_at().duration_since(began).as_millis() / 10, 10);
+    assert_eq!(acks(&mut streams, &mut receiving, 150), ack(1));
+    for number in 3..=10 {
+        streams.report(receiving.key(), number, Outcome::Finished);
+    }
+    assert!(acks(&mut streams, &mut receiving, 400).is_empty(), "the second is not finished");
+    streams.report(receiving.key(), 2, Outcome::Finished);
+    assert_eq!(acks(&mut streams, &mut receiving, 401), ack(10));
+}
+
+#[test]
 fn no_more_messages_are_begun_than_may_be_rejected_without_a_confirmation() {
     let mut streams = Streams::new(1, 10_000);
     let mut receiving = open(&mut streams, 1);
     let Begun::Turn(mut turn) = streams.begin(&receiving) else { panic!("nobody else has it") };
     for number in 1..=MOST_REJECTS as u64 {
-        assert_eq!(turn.offer(number), super::ledger::Offer::Handle);
+        assert_eq!(turn.offer(number), Offer::Handle);
         turn.reject(number, rejection());
     }
-    assert_eq!(turn.offer(MOST_REJECTS as u64 + 1), super::ledger::Offer::Wait);
+    assert_eq!(turn.offer(MOST_REJECTS as u64 + 1), Offer::Wait);
     streams.end(turn);
     assert!(matches!(streams.begin(&receiving), Begun::Wait));
     let mut out = Vec::new();
