@@ -168,7 +168,8 @@ impl Outbox {
         self.chunks.is_empty() && !self.has_tail()
     }
 
-    /// As [`wrote`](Outbox::wrote); it settles nothing.
+    /// As [`wrote`](Outbox::wrote); it settles nothing, and must be told as soon as the stream has taken the bytes, flushed
+    /// or not: what is not known to have begun may be dropped, and its number given to another message.
     pub(super) fn wrote_in_session(&mut self, bytes: usize) -> bool {
         let flight = self.flight_mut();
         flight.written += bytes as u64;

@@ -166,6 +166,28 @@ fn what_lies_behind_a_rejected_message_keeps_its_number_when_it_is_sent_again() 
 }
 
 #[test]
+fn a_message_of_which_a_part_was_written_keeps_its_number_and_is_not_dropped_and_one_behind_it_may_be() {
+    let now = Instant::now();
+    let expires = Some(now + Duration::from_millis(1));
+    let mut outbox = Outbox::in_session(framing(), 1_000);
+    for message in [b"one", b"two"] {
+        outbox.push(message, expires, || now);
+    }
+    outbox.resume(0, 1_000).unwrap();
+    outbox.hand(usize::MAX, &mut VecDeque::new());
+    outbox.wrote(1);
+    outbox.rewind();
+    assert_eq!((outbox.first_number(), outbox.last_number()), (1, 1));
+    outbox.expire(now + Duration::from_secs(1));
+    let failed = outbox.take_failed().expect("it was never begun");
+    assert_eq!((failed.number, failed.reason), (1, FailedReason::Expired));
+    outbox.fail_all(FailedReason::Closed, now);
+    let failed = outbox.take_failed().expect("it was given up");
+    assert_eq!((failed.number, failed.reason), (0, FailedReason::OutcomeUnknown));
+    assert_eq!((outbox.first_number(), outbox.last_number()), (2, 1));
+}
+
+#[test]
 fn an_epoch_that_was_refused_is_passed_over() {
     let mut dialled = Dialled::greeting();
     assert_eq!(dialled.sending.epoch(), 5);
@@ -319,7 +341,7 @@ fn acknowledgements_are_one_for_a_batch_and_ten_a_second_while_handlers_work() {
     let mut streams = Streams::new(1, 10_000);
     let began = Instant::now();
     let mut receiving = open(&mut streams, 1);
-    let mut acks = |streams: &mut Streams<u64>, receiving: &mut Receiving, millis: u64| {
+    let acks = |streams: &mut Streams<u64>, receiving: &mut Receiving, millis: u64| {
         let mut out = Vec::new();
         streams.controls(receiving, began + Duration::from_millis(millis), &mut out);
         out

@@ -67,6 +67,9 @@ struct Truth {
     stored: u64,
     repeated_bytes: usize,
     past_repeats: bool,
+    is_sequential: bool,
+    /// Of the newest connection that was granted a session.
+    epoch: u64,
     lost: Option<StateLost>,
     /// The connection whose handler has messages, and how many it has.
     holder: Option<usize>,
@@ -270,6 +273,7 @@ impl Truth {
                 let is_repeat = self.finished.contains(&receipt) || self.rejected.contains_key(&receipt);
                 if is_repeat {
                     seen.repeats += 1;
+                    assert!(!self.past_repeats || !self.is_sequential, "repeats are not one run");
                     self.repeated_bytes += length + sender.framing.prefix_width(length);
                     assert!(self.repeated_bytes <= self.window, "more than a window is handled twice after a loss");
                     let lost = self.lost.expect("a loss that lets messages be handled twice is reported");
@@ -314,7 +318,8 @@ impl Truth {
         self.tries.clear();
         self.failed.clear();
         (self.latest, self.holder, self.in_hand, self.lost) = (None, None, 0, None);
-        (self.committed, self.repeated_bytes, self.past_repeats) = (0, 0, false);
+        // Whoever forgets everything cannot tell an older connection from a newer one.
+        (self.committed, self.repeated_bytes, self.past_repeats, self.epoch) = (0, 0, false, 0);
         self.stored = stored;
     }
 
@@ -372,7 +377,7 @@ impl World {
                 }
             })
             .collect();
-        let truths = (0..count).map(|_| Truth { first: 1, ..Truth::default() }).collect();
+        let truths = (0..count).map(|_| Truth { first: 1, is_sequential, ..Truth::default() }).collect();
         World {
             now: began,
             began,
@@ -767,6 +772,8 @@ impl World {
                 if truth.state != Some(welcome.state) {
                     truth.forget(welcome.state, stored);
                 }
+                assert!(hello.epoch > truth.epoch, "an older connection of the stream takes over");
+                truth.epoch = hello.epoch;
                 assert!(welcome.window <= hello.window.max(wire::largest_frame(hello.maximum)));
                 truth.window = truth.window.max(welcome.window as usize);
                 assert!(welcome.dispatched >= welcome.committed);
