@@ -3,6 +3,8 @@
 //! Nothing in here knows a socket, a clock or a runtime. Time, where it matters, is an argument; received bytes are a
 //! slice; what is to be written is a list of buffers. So everything in here can be tested at every split of its input.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod checks;
 mod chunk;
 #[cfg_attr(not(test), expect(dead_code, reason = "listener and dialer do not speak sessions yet"))]
 mod flight;
