@@ -4,7 +4,7 @@
 //! but where the sender says that there is one; those held are in order, come before everything that is still to be read, and take no more bytes than the window that was
 //! reserved. What is known of the stream itself is not here but in [`Streams`](super::streams::Streams).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -33,6 +33,8 @@ pub(crate) struct Receiving {
     pub(super) next: u64,
     held: VecDeque<(u64, Bytes)>,
     held_bytes: usize,
+    /// Rejects that the peer was told of on this connection, and has not confirmed.
+    told: BTreeSet<u64>,
     pub(super) window: usize,
     /// How many bytes of replies may be in flight.
     pub(super) reply_window: usize,
@@ -67,6 +69,7 @@ impl Receiving {
             next: stand.dispatched.saturating_add(1),
             held: VecDeque::new(),
             held_bytes: 0,
+            told: BTreeSet::new(),
             window,
             reply_window,
             acked: stand.committed,
@@ -118,13 +121,17 @@ impl Receiving {
         Ok(())
     }
 
-    /// Holds a message that cannot be handled now. They come back in order, by [`take_held`](Self::take_held).
+    /// Holds a message that cannot be handled now, unless the peer knows that it is finished: it does not count it any
+    /// more. They come back in order, by [`take_held`](Self::take_held).
     ///
     /// # Errors
     ///
     /// If more is held than the window allows: the peer has sent more than it may.
     pub(crate) fn hold(&mut self, number: u64, message: Bytes) -> Result<(), SessionError> {
         debug_assert!(self.held.back().is_none_or(|(last, _)| *last < number));
+        if number <= self.acked || self.told.contains(&number) {
+            return Ok(());
+        }
         self.held_bytes += self.frame_size(&message);
         self.held.push_back((number, message));
         if self.held_bytes > self.window {
@@ -145,6 +152,30 @@ impl Receiving {
         debug_assert!(number < self.next_to_begin());
         self.held_bytes += self.frame_size(&message);
         self.held.push_front((number, message));
+    }
+
+    /// The peer is told that everything up to `number` is finished. It may have sent some of it again: that room is the
+    /// peer's from now on.
+    pub(super) fn acknowledge(&mut self, number: u64) {
+        self.acked = number;
+        while self.held.front().is_some_and(|(held, _)| *held <= number) {
+            self.take_held();
+        }
+    }
+
+    /// The peer is told of a reject. The same goes for that message.
+    pub(super) fn tell(&mut self, number: u64) {
+        self.told.insert(number);
+        if let Ok(index) = self.held.binary_search_by_key(&number, |(held, _)| *held)
+            && let Some((_, message)) = self.held.remove(index)
+        {
+            self.held_bytes -= self.frame_size(&message);
+        }
+    }
+
+    /// The peer has confirmed a reject: it sends that message no more.
+    pub(super) fn confirmed(&mut self, number: u64) {
+        self.told.remove(&number);
     }
 
     /// The number of the next message that is not begun: held, or still to be read.

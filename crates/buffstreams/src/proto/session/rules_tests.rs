@@ -370,6 +370,43 @@ fn acknowledgements_are_one_for_a_batch_and_ten_a_second_while_handlers_work() {
 }
 
 #[test]
+fn a_repeat_takes_no_room_once_the_sender_knows_that_it_is_finished() {
+    let mut streams = Streams::new(1, 10_000);
+    let older = open(&mut streams, 1);
+    let Begun::Turn(mut turn) = streams.begin(&older) else { panic!("nobody else has it") };
+    for number in 1..=4 {
+        assert_eq!(turn.offer(number), Offer::Handle);
+    }
+    assert_eq!(turn.fail(1, "for the moment"), Verdict::TryAgain);
+    turn.finish(2);
+    turn.finish(4);
+    streams.end(turn);
+    // The first must come again, and so all of them do. The third is still in hand.
+    let mut newer = open(&mut streams, 2);
+    for _ in 1..=4 {
+        let number = newer.number().unwrap();
+        newer.hold(number, Bytes::from_static(b"message")).unwrap();
+    }
+    assert_eq!(newer.held_bytes(), 40);
+    assert!(matches!(streams.begin(&newer), Begun::Wait));
+    let (again, woken) = streams.report(older.key(), 3, Outcome::Refused(rejection()));
+    assert_eq!((again, woken), (false, Some(2)));
+    let mut out = Vec::new();
+    streams.controls(&mut newer, Instant::now(), &mut out);
+    assert_eq!(newer.held_bytes(), 30, "the third is rejected, and the sender knows");
+    let Begun::Turn(mut turn) = streams.begin(&newer) else { panic!("nobody else has it") };
+    assert_eq!(newer.take_held().map(|(number, _)| turn.offer(number)), Some(Offer::Handle));
+    turn.finish(1);
+    streams.end(turn);
+    streams.controls(&mut newer, Instant::now(), &mut out);
+    assert_eq!(newer.held_bytes(), 0, "all are acknowledged");
+    let mut expected = Vec::new();
+    Control::Reject(3, rejection()).put(&framing(), &mut expected);
+    Control::Ack(4).put(&framing(), &mut expected);
+    assert_eq!(out, expected);
+}
+
+#[test]
 fn no_more_messages_are_begun_than_may_be_rejected_without_a_confirmation() {
     let mut streams = Streams::new(1, 10_000);
     let mut receiving = open(&mut streams, 1);

@@ -330,6 +330,7 @@ impl<C: Clone> Streams<C> {
                     return Err(SessionError::NeverRejected { number, last });
                 }
                 stream.rejects.remove(&number);
+                receiving.confirmed(number);
                 Ok(Told::TryAgain)
             }
             Control::Ack(number) => Ok(Told::RepliesTaken(number)),
@@ -372,13 +373,15 @@ impl<C: Clone> Streams<C> {
         for (number, reject) in stream.rejects.iter_mut().filter(|(_, reject)| reject.told < epoch) {
             Control::Reject(*number, reject.rejection.clone()).put(&framing, out);
             reject.told = epoch;
+            receiving.tell(*number);
         }
         let is_idle = stream.ledger.as_ref().is_some_and(|ledger| ledger.open() == 0);
         let committed = stream.stand.committed;
         receiving.has_news = committed > receiving.acked;
         if receiving.ack_is_due(committed, is_idle, now) {
             Control::Ack(committed).put(&framing, out);
-            (receiving.acked, receiving.acked_at, receiving.has_news) = (committed, now, false);
+            receiving.acknowledge(committed);
+            (receiving.acked_at, receiving.has_news) = (now, false);
         }
         if std::mem::take(&mut receiving.owes_confirmation) {
             Control::ConfirmGoodbye.put(&framing, out);
