@@ -218,12 +218,9 @@ impl Outbox {
     ///
     /// If it cannot stand there; nothing is changed then.
     pub(crate) fn resume(&mut self, dispatched: u64, window: usize) -> Result<(), Untrue> {
-        let (first, last) = (self.first_number(), self.last_number());
+        let last = self.last_number();
         if dispatched > last {
             return Err(Untrue::NeverSent { number: dispatched, last });
-        }
-        if dispatched < first - 1 {
-            return Err(Untrue::Behind { number: dispatched, first });
         }
         debug_assert!(!self.flight().resumed && self.handed == 0, "once for each connection");
         let framing = self.framing;

@@ -166,6 +166,23 @@ fn what_lies_behind_a_rejected_message_keeps_its_number_when_it_is_sent_again() 
 }
 
 #[test]
+fn a_receiver_may_stand_before_messages_that_were_rejected_when_its_last_word_is_another_reject() {
+    let mut dialled = Dialled::welcomed(3);
+    dialled.hear(Control::Reject(2, rejection())).unwrap();
+    dialled.sending.part(&mut dialled.outbox);
+    dialled.sending.connect(&mut dialled.outbox, dialled.now).unwrap();
+    // A receiver that has forgotten the second, and rejects the first.
+    dialled.hear(Control::Reject(1, rejection())).unwrap();
+    assert_eq!(dialled.hear(welcome(1, 1)), Ok(Heard::Welcomed { lost: None }));
+    let mut buffers = VecDeque::new();
+    dialled.outbox.hand(usize::MAX, &mut buffers);
+    let mut expected = Vec::new();
+    Control::Skip(3).put(&framing(), &mut expected);
+    framing().encode(b"six", &mut expected).unwrap();
+    assert_eq!(buffers.iter().flatten().copied().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_message_of_which_a_part_was_written_keeps_its_number_and_is_not_dropped_and_one_behind_it_may_be() {
     let now = Instant::now();
     let expires = Some(now + Duration::from_millis(1));
@@ -383,27 +400,48 @@ fn a_repeat_takes_no_room_once_the_sender_knows_that_it_is_finished() {
     streams.end(turn);
     // The first must come again, and so all of them do. The third is still in hand.
     let mut newer = open(&mut streams, 2);
-    for _ in 1..=4 {
+    let read = |newer: &mut Receiving| {
         let number = newer.number().unwrap();
         newer.hold(number, Bytes::from_static(b"message")).unwrap();
-    }
-    assert_eq!(newer.held_bytes(), 40);
+        newer.held_bytes()
+    };
+    assert_eq!((read(&mut newer), read(&mut newer)), (10, 20));
     assert!(matches!(streams.begin(&newer), Begun::Wait));
     let (again, woken) = streams.report(older.key(), 3, Outcome::Refused(rejection()));
     assert_eq!((again, woken), (false, Some(2)));
     let mut out = Vec::new();
     streams.controls(&mut newer, Instant::now(), &mut out);
-    assert_eq!(newer.held_bytes(), 30, "the third is rejected, and the sender knows");
+    assert_eq!(read(&mut newer), 20, "the third was rejected, and the sender knows");
     let Begun::Turn(mut turn) = streams.begin(&newer) else { panic!("nobody else has it") };
     assert_eq!(newer.take_held().map(|(number, _)| turn.offer(number)), Some(Offer::Handle));
     turn.finish(1);
     streams.end(turn);
     streams.controls(&mut newer, Instant::now(), &mut out);
     assert_eq!(newer.held_bytes(), 0, "all are acknowledged");
+    assert_eq!(read(&mut newer), 0, "also one that was on its way");
     let mut expected = Vec::new();
     Control::Reject(3, rejection()).put(&framing(), &mut expected);
     Control::Ack(4).put(&framing(), &mut expected);
     assert_eq!(out, expected);
+}
+
+#[test]
+fn a_repeat_that_is_held_when_its_message_is_rejected_makes_room() {
+    let mut streams = Streams::new(1, 10_000);
+    let older = open(&mut streams, 1);
+    let Begun::Turn(mut turn) = streams.begin(&older) else { panic!("nobody else has it") };
+    assert_eq!((turn.offer(1), turn.offer(2)), (Offer::Handle, Offer::Handle));
+    assert_eq!(turn.fail(1, "for the moment"), Verdict::TryAgain);
+    streams.end(turn);
+    let mut newer = open(&mut streams, 2);
+    for _ in 0..2 {
+        let number = newer.number().unwrap();
+        newer.hold(number, Bytes::from_static(b"message")).unwrap();
+    }
+    streams.report(older.key(), 2, Outcome::Refused(rejection()));
+    streams.controls(&mut newer, Instant::now(), &mut Vec::new());
+    assert_eq!(newer.held_bytes(), 10);
+    assert_eq!(newer.take_held().map(|(number, _)| number), Some(1));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::super::flight::Untrue;
 use super::super::framing::Framing;
 use super::super::outbox::Outbox;
 use super::liveness::Liveness;
@@ -76,6 +77,8 @@ pub(crate) struct Sending {
     /// What the receiver called its knowledge of the stream, when it was last asked.
     state: Option<StateId>,
     phase: Phase,
+    /// The first number of the last HELLO.
+    first: u64,
     /// Rejects to confirm.
     confirms: BTreeSet<u64>,
     /// Replies that came, that were handled, and that the receiver was told of, on the connection at hand.
@@ -100,6 +103,7 @@ impl Sending {
             ask,
             state: None,
             phase: Phase::Apart,
+            first: 1,
             confirms: BTreeSet::new(),
             replies: 0,
             replies_taken: 0,
@@ -126,6 +130,7 @@ impl Sending {
         outbox.rewind();
         self.epoch = self.epoch.checked_add(1).ok_or(SessionError::NumbersExhausted)?;
         self.phase = Phase::Greeting;
+        self.first = outbox.first_number();
         self.confirms.clear();
         (self.replies, self.replies_taken, self.replies_acked) = (0, 0, 0);
         (self.said_goodbye, self.heard_goodbye, self.owes_confirmation) = (false, false, false);
@@ -135,7 +140,7 @@ impl Sending {
             versions: (VERSION, VERSION),
             stream: self.stream,
             epoch: self.epoch,
-            first: outbox.first_number(),
+            first: self.first,
             maximum: framing.max_message_size() as u64,
             window: *window as u64,
             reply_window: *reply_window as u64,
@@ -221,6 +226,9 @@ impl Sending {
         let least = wire::largest_frame(self.ask.framing.max_message_size() as u64);
         if welcome.window < least {
             return Err(SessionError::WindowTooSmall { window: welcome.window, least });
+        }
+        if welcome.dispatched < self.first - 1 {
+            return Err(Untrue::Behind { number: welcome.dispatched, first: self.first }.into());
         }
         let (from, to) = (outbox.first_number(), outbox.last_number());
         outbox.resume(welcome.dispatched, usize::try_from(welcome.window).unwrap_or(usize::MAX))?;
