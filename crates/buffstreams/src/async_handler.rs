@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -12,7 +13,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::handler::{Handler, HandlerResult, Peer, Service};
+use crate::handler::{Handler, HandlerError, HandlerResult, Peer, Service};
 use crate::proto::inbox::Message;
 use crate::reader::TURN;
 
@@ -75,6 +76,7 @@ where
             peer: peer.clone(),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            outcomes: Vec::new(),
         }
     }
 }
@@ -84,8 +86,11 @@ pub struct AsyncHandler<F, W> {
     work: Arc<F>,
     concurrency: usize,
     peer: Peer,
-    waiting: VecDeque<Bytes>,
-    running: Vec<Pin<Box<W>>>,
+    /// With their numbers in an acknowledged stream; 0 on other connections.
+    waiting: VecDeque<(u64, Bytes)>,
+    running: Vec<(u64, Pin<Box<W>>)>,
+    /// Of an acknowledged stream, not taken yet.
+    outcomes: Vec<(u64, HandlerResult)>,
 }
 
 impl<F, W> fmt::Debug for AsyncHandler<F, W> {
@@ -114,11 +119,22 @@ where
             }
             let mut index = 0;
             while index < self.running.len() {
-                match self.running[index].as_mut().poll(cx) {
+                let (number, work) = &mut self.running[index];
+                let number = *number;
+                let polled = match number {
+                    0 => work.as_mut().poll(cx),
+                    // Such a message is tried again, and another one is not to suffer for it.
+                    _ => catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)))
+                        .unwrap_or_else(|_| Poll::Ready(Err(HandlerError::new("the handler panicked")))),
+                };
+                match polled {
                     Poll::Pending => index += 1,
                     Poll::Ready(result) => {
                         drop(self.running.swap_remove(index));
-                        result?;
+                        match number {
+                            0 => result?,
+                            _ => self.outcomes.push((number, result)),
+                        }
                     }
                 }
             }
@@ -127,8 +143,8 @@ where
             if begin == 0 {
                 return Ok(());
             }
-            for message in self.waiting.drain(..begin) {
-                self.running.push(Box::pin((self.work)(message, self.peer.clone())));
+            for (number, message) in self.waiting.drain(..begin) {
+                self.running.push((number, Box::pin((self.work)(message, self.peer.clone()))));
             }
         }
         Ok(())
@@ -141,8 +157,16 @@ where
     W: Future<Output = HandlerResult> + Send + 'static,
 {
     fn message(&mut self, message: Message<'_>) -> HandlerResult {
-        self.waiting.push_back(message.to_bytes());
+        self.waiting.push_back((message.number().unwrap_or(0), message.to_bytes()));
         Ok(())
+    }
+
+    fn defers(&self) -> bool {
+        true
+    }
+
+    fn take_outcomes(&mut self, each: &mut dyn FnMut(u64, HandlerResult)) {
+        self.outcomes.drain(..).for_each(|(number, result)| each(number, result));
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {

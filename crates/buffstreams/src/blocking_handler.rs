@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -72,6 +73,7 @@ where
             waiting: Vec::new(),
             running: Vec::new(),
             errors: VecDeque::new(),
+            outcomes: Vec::new(),
         }
     }
 }
@@ -80,11 +82,14 @@ where
 pub struct BlockingHandler<F> {
     service: Arc<BlockingService<F>>,
     peer: Peer,
-    waiting: Vec<Bytes>,
-    /// Threads at work; each returns the errors of its messages.
-    running: Vec<JoinHandle<Vec<HandlerError>>>,
+    /// With their numbers in an acknowledged stream; 0 on other connections.
+    waiting: Vec<(u64, Bytes)>,
+    /// Threads at work; each returns the errors of its messages, and in an acknowledged stream what became of every one.
+    running: Vec<JoinHandle<Vec<(u64, HandlerResult)>>>,
     /// Errors that were not reported yet.
     errors: VecDeque<HandlerError>,
+    /// Of an acknowledged stream, not taken yet.
+    outcomes: Vec<(u64, HandlerResult)>,
 }
 
 impl<F> fmt::Debug for BlockingHandler<F> {
@@ -106,10 +111,17 @@ where
         let share = self.waiting.len().div_ceil(self.service.concurrency);
         let mut waiting = std::mem::take(&mut self.waiting).into_iter();
         while waiting.len() > 0 {
-            let batch: Vec<Bytes> = waiting.by_ref().take(share).collect();
+            let batch: Vec<(u64, Bytes)> = waiting.by_ref().take(share).collect();
             let (work, peer) = (Arc::clone(&self.service.work), self.peer.clone());
             self.running.push(tokio::task::spawn_blocking(move || {
-                batch.iter().filter_map(|message| work(message, &peer).err()).collect()
+                let handle = |(number, message): &(u64, Bytes)| match number {
+                    0 => work(message, &peer),
+                    // Such a message is tried again, and another one is not to suffer for it.
+                    _ => catch_unwind(AssertUnwindSafe(|| work(message, &peer)))
+                        .unwrap_or_else(|_| Err(HandlerError::new("the handler panicked"))),
+                };
+                let results = batch.iter().map(|message| (message.0, handle(message)));
+                results.filter(|(number, result)| *number != 0 || result.is_err()).collect()
             }));
         }
     }
@@ -120,17 +132,30 @@ where
     F: Fn(&[u8], &Peer) -> HandlerResult + Send + Sync + 'static,
 {
     fn message(&mut self, message: Message<'_>) -> HandlerResult {
-        self.waiting.push(message.to_bytes());
+        self.waiting.push((message.number().unwrap_or(0), message.to_bytes()));
         Ok(())
+    }
+
+    fn defers(&self) -> bool {
+        true
+    }
+
+    fn take_outcomes(&mut self, each: &mut dyn FnMut(u64, HandlerResult)) {
+        self.outcomes.drain(..).for_each(|(number, result)| each(number, result));
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
         loop {
-            let BlockingHandler { running, errors, .. } = self;
+            let BlockingHandler { running, errors, outcomes, .. } = self;
             running.retain_mut(|thread| match Pin::new(thread).poll(cx) {
                 Poll::Pending => true,
                 Poll::Ready(ended) => {
-                    errors.extend(ended.unwrap_or_else(errors_of_an_end));
+                    for (number, result) in ended.unwrap_or_else(errors_of_an_end) {
+                        match (number, result) {
+                            (0, result) => errors.extend(result.err()),
+                            known => outcomes.push(known),
+                        }
+                    }
                     false
                 }
             });
@@ -149,9 +174,9 @@ where
 }
 
 /// A thread that ended otherwise: a panic goes on, and ends the connection.
-fn errors_of_an_end(error: JoinError) -> Vec<HandlerError> {
+fn errors_of_an_end(error: JoinError) -> Vec<(u64, HandlerResult)> {
     match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
-        Err(cancelled) => vec![cancelled.into()],
+        Err(cancelled) => vec![(0, Err(cancelled.into()))],
     }
 }

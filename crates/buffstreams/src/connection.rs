@@ -2,21 +2,23 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::dialer::{Dialer, State, Target};
+use crate::dialer::{Answer, Dialer, State, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failed::FailedTo;
 use crate::handler::{Discard, Service};
 use crate::log::Throttle;
 use crate::proto::framing::{Framing, Prefix};
 use crate::proto::outbox::FailedMessage;
-use crate::reader::Demands;
+use crate::proto::session::sending::{Ask, Sending};
+use crate::proto::session::wire::{LONGEST_TOKEN, StreamId, takes_sessions};
+use crate::reader::{Demands, Talk};
 use crate::retry::{Backoff, Retry};
 use crate::sender::Sender;
 use crate::shared_outbox::{Overflow, Phase, SharedOutbox, deadline_in};
@@ -24,8 +26,25 @@ use crate::sink::MessageSink;
 use crate::stats::{Received, ReceivedStats, Stats};
 use crate::transport::{Address, Liveness, PeerAddress, Transport};
 
+/// Bytes of replies that an acknowledged stream takes ahead of its handler.
+const REPLY_WINDOW: usize = 1024 * 1024;
+
 /// The deadline when the last clone of a connection is dropped without a [`close`](Connection::close).
 const DROPPED: Duration = Duration::from_secs(5);
+
+/// When a message counts as settled, and so what survives what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// When the kernel has taken the whole frame: on the plain wire, which any listener of the same framing understands.
+    /// What the kernel had taken when a connection breaks can be lost.
+    #[default]
+    Sent,
+    /// When the receiver's handler has returned `Ok` and the receiver has said so. What is not settled when a connection
+    /// breaks is sent again on the next, and while the receiver lives, nothing is handled twice. The listener must be one
+    /// of this library; any other refuses, or closes the connection.
+    Acked,
+}
 
 /// How to dial. Made by [`Connection::builder`].
 #[derive(Clone, Debug)]
@@ -48,6 +67,10 @@ struct Settings {
     receive_memory: usize,
     failed_to: FailedTo,
     liveness: Liveness,
+    delivery: Delivery,
+    window: usize,
+    heartbeat: Duration,
+    token: Vec<u8>,
 }
 
 impl Default for ConnectionBuilder {
@@ -71,6 +94,10 @@ impl Default for Settings {
             receive_memory: 64 * 1024 * 1024,
             failed_to: FailedTo::default(),
             liveness: Liveness::default(),
+            delivery: Delivery::default(),
+            window: 4 * 1024 * 1024,
+            heartbeat: Duration::from_secs(10),
+            token: Vec::new(),
         }
     }
 }
@@ -151,6 +178,33 @@ impl<S: Service> ConnectionBuilder<S> {
         self
     }
 
+    /// When a message counts as settled. Default [`Delivery::Sent`].
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.settings.delivery = delivery;
+        self
+    }
+
+    /// With [`Delivery::Acked`], the bytes that are sent ahead of their acknowledgement, if the listener allows as many.
+    /// Default 4 MiB. The connection's [memory](Self::memory) is at least twice that.
+    pub fn window(mut self, bytes: usize) -> Self {
+        self.settings.window = bytes;
+        self
+    }
+
+    /// With [`Delivery::Acked`], how long at most between two signs of life from either side; a peer that has given none
+    /// for three times as long is dead. Default 10 s.
+    pub fn heartbeat(mut self, interval: Duration) -> Self {
+        self.settings.heartbeat = interval;
+        self
+    }
+
+    /// With [`Delivery::Acked`], what to tell the receiver of this sender; its handlers see it as
+    /// [`Peer::token`](crate::Peer::token). At most 512 bytes.
+    pub fn token(mut self, token: impl Into<Vec<u8>>) -> Self {
+        self.settings.token = token.into();
+        self
+    }
+
     /// Who gets failed messages: a closure, called by the connection's task. It must not block.
     ///
     /// With neither this nor [`failed_to`](Self::failed_to), failed messages are counted, and logged at a bounded rate.
@@ -189,7 +243,14 @@ impl<S: Service> ConnectionBuilder<S> {
         let framing = self.framing()?;
         let target = self.target(address.try_into()?);
         let first = target.connect(Duration::MAX).await?;
-        Ok(self.start(framing, Some(target), Some(first)))
+        let (answer, answered) = oneshot::channel();
+        let text = target.address.to_string();
+        let connection = self.start(framing, Some(target), Some(first), Some(answer));
+        if let Ok(Err(why)) = answered.await {
+            connection.begin_close(Duration::ZERO);
+            return Err(Error::new(ErrorKind::Connect, format!("cannot open a session with {text}: {why}")));
+        }
+        Ok(connection)
     }
 
     /// Returns at once; the connection tries to reach its peer as its retry policy says, and messages wait meanwhile.
@@ -208,7 +269,7 @@ impl<S: Service> ConnectionBuilder<S> {
     {
         let framing = self.framing()?;
         let target = self.target(address.try_into()?);
-        Ok(self.start(framing, Some(target), None))
+        Ok(self.start(framing, Some(target), None, None))
     }
 
     /// Uses an open stream. When it ends, so does the connection: it cannot be dialled again.
@@ -222,7 +283,7 @@ impl<S: Service> ConnectionBuilder<S> {
     /// Outside a tokio runtime.
     pub fn from_io(self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Connection> {
         let framing = self.framing()?;
-        Ok(self.start(framing, None, Some((Transport::Io(Box::new(io)), PeerAddress::Io))))
+        Ok(self.start(framing, None, Some((Transport::Io(Box::new(io)), PeerAddress::Io)), None))
     }
 
     fn framing(&self) -> Result<Framing> {
@@ -231,16 +292,50 @@ impl<S: Service> ConnectionBuilder<S> {
             let text = format!("a backoff from {min:?} to {max:?} has its least above its most");
             return Err(Error::new(ErrorKind::InvalidConfiguration, text));
         }
-        Ok(Framing::with_max(self.settings.prefix, self.settings.max_message_size)?)
+        let framing = Framing::with_max(self.settings.prefix, self.settings.max_message_size)?;
+        if self.settings.delivery == Delivery::Sent {
+            return Ok(framing);
+        }
+        if !takes_sessions(&framing) {
+            let text = format!("an acknowledged stream cannot be asked for where lengths are {}", framing.prefix());
+            return Err(Error::new(ErrorKind::InvalidConfiguration, text));
+        }
+        if self.settings.token.len() > LONGEST_TOKEN {
+            let text = format!("a token of {} bytes is over the {LONGEST_TOKEN} allowed", self.settings.token.len());
+            return Err(Error::new(ErrorKind::InvalidConfiguration, text));
+        }
+        Ok(Framing::for_session(framing.max_message_size())?)
     }
 
     fn target(&self, address: Address) -> Target {
         Target { address, liveness: self.settings.liveness, connect_deadline: self.settings.connect_deadline }
     }
 
-    fn start(self, framing: Framing, target: Option<Target>, first: Option<(Transport, PeerAddress)>) -> Connection {
+    /// `answer` hears how the first attempt to open a session went; at once, if none is asked for.
+    fn start(
+        self,
+        framing: Framing,
+        target: Option<Target>,
+        first: Option<(Transport, PeerAddress)>,
+        answer: Option<Answer>,
+    ) -> Connection {
         let ConnectionBuilder { service, settings } = self;
-        let outbox = SharedOutbox::new(framing, settings.memory, settings.overflow, settings.expiry);
+        let is_acked = settings.delivery == Delivery::Acked;
+        let outbox = if is_acked {
+            let window = settings.window.max(framing.prefix_width(0) + framing.max_message_size());
+            let ask = Ask {
+                framing,
+                window,
+                reply_window: REPLY_WINDOW.max(framing.prefix_width(0) + framing.max_message_size()),
+                heartbeat: settings.heartbeat,
+                token: settings.token,
+            };
+            let stream = StreamId::from_bytes(fastrand::u128(..).to_be_bytes());
+            let memory = settings.memory.max(2 * window);
+            SharedOutbox::in_session(Sending::new(stream, 0, ask), memory, settings.overflow, settings.expiry)
+        } else {
+            SharedOutbox::new(framing, settings.memory, settings.overflow, settings.expiry)
+        };
         let received = Arc::new(Received::default());
         let state = if first.is_some() { State::Connected } else { State::Connecting };
         let (state, states) = watch::channel(state);
@@ -265,7 +360,9 @@ impl<S: Service> ConnectionBuilder<S> {
                 taken: AtomicUsize::new(0),
                 received,
                 handler_errors: Throttle::default(),
+                sessions: if is_acked { Talk::Ask } else { Talk::Plain },
             }),
+            answer: Mutex::new(answer),
             outbox,
             failed_to: settings.failed_to,
             state,

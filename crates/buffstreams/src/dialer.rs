@@ -4,15 +4,15 @@
 //! given up is handed to its owner before the task ends.
 
 use std::future::{pending, poll_fn};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 use crate::failed::FailedTo;
 use crate::handler::{Ended, Peer, Service};
 use crate::log::Throttle;
@@ -51,7 +51,7 @@ pub(crate) struct Target {
 
 impl Target {
     /// One attempt, that may take so long at most.
-    pub(crate) async fn connect(&self, most: Duration) -> Result<(Transport, PeerAddress)> {
+    pub(crate) async fn connect(&self, most: Duration) -> Result<(Transport, PeerAddress), Error> {
         let allowed = self.connect_deadline.min(most);
         match tokio::time::timeout(allowed, Transport::connect(&self.address, self.liveness)).await {
             Ok(result) => result,
@@ -74,7 +74,12 @@ pub(crate) struct Dialer<S> {
     pub(crate) outbox: Arc<SharedOutbox>,
     pub(crate) failed_to: FailedTo,
     pub(crate) state: watch::Sender<State>,
+    /// Who waits for the first socket to be of use.
+    pub(crate) answer: Mutex<Option<Answer>>,
 }
+
+/// Hears how the first attempt went: of use, or why not.
+pub(crate) type Answer = oneshot::Sender<Result<(), String>>;
 
 /// Why a socket is no longer used.
 enum Parted {
@@ -84,6 +89,8 @@ enum Parted {
     Lost,
     /// Another was asked for.
     Reopened,
+    /// The peer refuses to speak, and will not think better of it.
+    Refused,
 }
 
 impl<S: Service> Dialer<S> {
@@ -130,13 +137,16 @@ impl<S: Service> Dialer<S> {
                     }
                 }
             };
-            self.state.send_replace(State::Connected);
-            tracing::info!(peer = %address, "connected");
             let settled_before = self.outbox.settled();
             let connected_at = Instant::now();
             let parted = self.use_socket(io, address, sockets, &mut leaving).await;
             if matches!(parted, Parted::Finished) {
                 break;
+            }
+            if matches!(parted, Parted::Refused) {
+                leaving.detach_all();
+                self.outbox.fail_all(FailedReason::Refused);
+                return "its peer refused the acknowledged stream";
             }
             self.outbox.rewind();
             self.outbox.note_attempt();
@@ -166,6 +176,11 @@ impl<S: Service> Dialer<S> {
 
     /// One socket, from its first byte to its last.
     async fn use_socket(&self, io: Transport, address: PeerAddress, number: u64, leaving: &mut JoinSet<()>) -> Parted {
+        if !self.outbox.greet() {
+            return Parted::Refused;
+        }
+        tracing::info!(peer = %address, "connected");
+        let mut is_of_use = false;
         let peer = Peer::new(number, address, Sender::new(&self.outbox));
         let Some(mut socket) = Socket::open(io, &self.service, &peer, &self.demands) else {
             tracing::warn!("connection lost: {}", Ended::HandlerPanicked);
@@ -178,8 +193,22 @@ impl<S: Service> Dialer<S> {
             if outbox.take_reopen() {
                 return Poll::Ready(Ended::Reopened);
             }
-            match socket.poll(cx, outbox) {
-                Poll::Pending if matches!(phase, Phase::Closing(_)) && socket.is_drained(outbox) => {
+            let closing = matches!(phase, Phase::Closing(_));
+            if closing {
+                outbox.with_sending(|sending, _| sending.leave());
+            }
+            let polled = socket.poll(cx, outbox);
+            if !is_of_use && outbox.with_sending(|sending, _| sending.is_open()).unwrap_or(true) {
+                is_of_use = true;
+                self.state.send_replace(State::Connected);
+                self.answer(Ok(()));
+            }
+            match polled {
+                Poll::Pending if outbox.with_sending(|sending, outbox| sending.is_done(outbox)).unwrap_or(false) => {
+                    // Not closing, it is the receiver who leaves: the next one takes what is still to come.
+                    Poll::Ready(if closing { Ended::ShutDown } else { Ended::EndOfStream })
+                }
+                Poll::Pending if closing && outbox.is_plain() && socket.is_drained(outbox) => {
                     Poll::Ready(Ended::ShutDown)
                 }
                 poll => poll,
@@ -192,10 +221,22 @@ impl<S: Service> Dialer<S> {
             return Parted::Finished;
         }
         tracing::warn!("connection lost: {ended}");
-        let parted = if matches!(ended, Ended::Reopened) { Parted::Reopened } else { Parted::Lost };
+        let gives_up_at_once = self.answer(Err(ended.to_string()));
+        let parted = match &ended {
+            Ended::Reopened => Parted::Reopened,
+            Ended::Refused { is_temporary: false, .. } => Parted::Refused,
+            _ if gives_up_at_once => Parted::Refused,
+            _ => Parted::Lost,
+        };
         while leaving.try_join_next().is_some() {}
         leaving.spawn(socket.leave(ended));
         parted
+    }
+
+    /// Tells whoever waits for the first socket. Returns whether somebody did.
+    fn answer(&self, answer: Result<(), String>) -> bool {
+        let waiting = self.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        waiting.is_some_and(|waiting| waiting.send(answer).is_ok())
     }
 
     /// Tries until there is a socket; `None` when the policy says that it is enough.

@@ -74,8 +74,9 @@ impl FailedTo {
 }
 
 fn log_failed(outbox: &SharedOutbox, log: &Throttle) {
-    if let Some(FailedMessage { number, message, reason, attempts, age }) = outbox.take_failed() {
+    if let Some(FailedMessage { number, message, reason, rejection, attempts, age }) = outbox.take_failed() {
         let bytes = message.len();
-        log.warn(|left_out| tracing::warn!(number, bytes, attempts, ?age, left_out, "message failed: {reason}"));
+        let said = rejection.map(|rejection| rejection.text);
+        log.warn(|left_out| tracing::warn!(number, bytes, attempts, ?age, said, left_out, "message failed: {reason}"));
     }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use crate::proto::framing::FrameError;
 use crate::proto::inbox::Message;
+use crate::proto::outbox::Rejection;
+use crate::proto::session::wire::{StreamId, shortened};
 use crate::sender::Sender;
 use crate::transport::PeerAddress;
 
@@ -25,7 +27,34 @@ impl HandlerError {
     pub fn new(text: impl Into<String>) -> HandlerError {
         HandlerError(text.into().into())
     }
+
+    /// Refuses this message for good: on an acknowledged stream its sender gets it back as
+    /// [`FailedReason::Rejected`](crate::FailedReason::Rejected), with this code and up to 256 bytes of this text. Any
+    /// other error means that the message could not be handled for the moment: it is tried three times, and then
+    /// rejected with code 0.
+    ///
+    /// On other connections it is an error like any.
+    pub fn rejected(code: u32, text: impl Into<String>) -> HandlerError {
+        let text = text.into();
+        HandlerError(Box::new(Rejected(Rejection { code, text: shortened(&text).to_owned() })))
+    }
+
+    pub(crate) fn rejection(&self) -> Option<&Rejection> {
+        self.0.downcast_ref::<Rejected>().map(|rejected| &rejected.0)
+    }
 }
+
+/// A rejection as an error.
+#[derive(Debug)]
+struct Rejected(Rejection);
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rejected with code {}: {}", self.0.code, self.0.text)
+    }
+}
+
+impl std::error::Error for Rejected {}
 
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for HandlerError {
     fn from(error: E) -> HandlerError {
@@ -68,6 +97,21 @@ pub enum Ended {
         /// What all connections may hold together.
         limit: usize,
     },
+    /// The peer gave no sign of life in an acknowledged stream, for this long.
+    Silent(Duration),
+    /// A newer connection of the same acknowledged stream took over.
+    Fenced,
+    /// A message of an acknowledged stream must be handled again, and its sender must send it again.
+    SendAgain,
+    /// The peer did in an acknowledged stream what no peer may do.
+    Violated(String),
+    /// The peer refused the acknowledged stream, or ended it. The flag says whether another attempt makes sense.
+    Refused {
+        /// What it said.
+        why: String,
+        /// Whether it may be otherwise at another time.
+        is_temporary: bool,
+    },
     /// This side is closing.
     ShutDown,
     /// This side was closed without waiting any longer.
@@ -89,6 +133,11 @@ impl fmt::Display for Ended {
             Ended::Overloaded { limit } => {
                 write!(f, "unfinished messages of all connections would exceed the {limit} bytes that are allowed")
             }
+            Ended::Silent(allowed) => write!(f, "the peer gave no sign of life for {allowed:?}"),
+            Ended::Fenced => f.write_str("a newer connection of the same stream took over"),
+            Ended::SendAgain => f.write_str("a message must be handled again, and so be sent again"),
+            Ended::Violated(what) => f.write_str(what),
+            Ended::Refused { why, .. } => f.write_str(why),
             Ended::ShutDown => f.write_str("this side is shutting down"),
             Ended::Cut => f.write_str("this side closed without waiting any longer"),
             Ended::Reopened => f.write_str("a new socket was asked for"),
@@ -117,6 +166,18 @@ impl Peer {
     /// Where the peer is.
     pub fn address(&self) -> &PeerAddress {
         &self.address
+    }
+
+    /// The name of the acknowledged stream that this connection belongs to: the same on every connection of it. `None`
+    /// on other connections, and before the stream has begun.
+    pub fn stream_id(&self) -> Option<StreamId> {
+        self.sender.shared().peer_stream().map(|(stream, _)| *stream)
+    }
+
+    /// What the sender of an acknowledged stream said of itself when it asked for it; see
+    /// [`token`](crate::ConnectionBuilder::token). Nobody has checked it.
+    pub fn token(&self) -> Option<&[u8]> {
+        self.sender.shared().peer_stream().map(|(_, token)| &**token)
     }
 
     /// Sends to the peer on the same connection.
@@ -168,6 +229,16 @@ pub trait Handler: Send + 'static {
         Ok(())
     }
 
+    /// Whether messages are finished only some time after [`message`](Handler::message) has returned `Ok`. Such a handler
+    /// says which through [`take_outcomes`](Handler::take_outcomes), and acknowledged streams wait for it.
+    fn defers(&self) -> bool {
+        false
+    }
+
+    /// Gives what became of messages since the last call, by their [numbers](Message::number), in any order. Called after
+    /// `poll_ready` and `poll_finished`, in acknowledged streams only, and only if the handler [defers](Handler::defers).
+    fn take_outcomes(&mut self, _each: &mut dyn FnMut(u64, HandlerResult)) {}
+
     /// Whether more messages may come. While it is pending nothing is read, so the peer feels it.
     ///
     /// # Errors
@@ -216,6 +287,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// A connection to this peer was opened.
     fn connected(self: Arc<Self>, peer: &Peer) -> Self::Handler;
+
+    /// The number of the last message of an acknowledged stream that was stored for good, if anybody knows. Asked when a
+    /// stream comes that this listener does not know (any more); what is up to there is not handled again.
+    fn stored(&self, _stream: StreamId) -> Option<u64> {
+        None
+    }
 }
 
 impl<F> Service for F

@@ -17,8 +17,11 @@ use tokio::sync::Notify;
 use crate::handler::{Ended, Peer, Service};
 use crate::log::Throttle;
 use crate::proto::outbox::FailedReason;
-use crate::reader::Demands;
+use crate::proto::session::streams::Terms;
+use crate::proto::session::wire::takes_sessions;
+use crate::reader::{Demands, Talk};
 use crate::sender::Sender;
+use crate::session::Sessions;
 use crate::shared_outbox::{Phase, SharedOutbox};
 use crate::socket::Socket;
 use crate::stats::Received;
@@ -40,9 +43,24 @@ pub(crate) struct House<S> {
 }
 
 impl<S: Service> House<S> {
-    pub(crate) fn new(service: S, demands: Demands, reply_memory: usize) -> House<S> {
+    /// `grant` says on which terms, and in how much memory, sessions are granted; `None` if they are not.
+    pub(crate) fn new(
+        service: S,
+        mut demands: Demands,
+        reply_memory: usize,
+        grant: Option<(Terms, usize)>,
+    ) -> House<S> {
+        let service = Arc::new(service);
+        demands.sessions = match grant {
+            _ if !takes_sessions(&demands.framing) => Talk::Plain,
+            None => Talk::Refuse,
+            Some((terms, memory)) => {
+                let keeper = Arc::clone(&service);
+                Talk::Answer(Arc::new(Sessions::new(terms, memory, move |stream| keeper.stored(stream))))
+            }
+        };
         House {
-            service: Arc::new(service),
+            service,
             demands: Arc::new(demands),
             reply_memory,
             tenants: Tenants::default(),
@@ -100,10 +118,10 @@ impl<S: Service> House<S> {
         let written = match ended {
             Ended::Io(_) | Ended::Cut => return,
             // The peer may still read: replies go on as long as somebody can send them.
-            Ended::EndOfStream => {
+            Ended::EndOfStream if outbox.peer_stream().is_none() => {
                 output.write_until(outbox, |phase| phase != Phase::Open || !outbox.has_senders()).await
             }
-            Ended::ShutDown => output.write_until(outbox, |_| true).await,
+            Ended::ShutDown if outbox.peer_stream().is_none() => output.write_until(outbox, |_| true).await,
             _ => {
                 let write = output.write_until(outbox, |_| true);
                 tokio::time::timeout(PARTING, write).await.unwrap_or(Err(io::ErrorKind::TimedOut.into()))

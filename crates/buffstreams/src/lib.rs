@@ -96,6 +96,7 @@ mod manager;
 mod reader;
 mod retry;
 mod sender;
+mod session;
 mod shared_outbox;
 mod sink;
 mod socket;
@@ -110,7 +111,7 @@ pub use bytes::Bytes;
 
 pub use async_handler::{AsyncHandler, AsyncService, async_handler};
 pub use blocking_handler::{BlockingHandler, BlockingService, blocking_handler};
-pub use connection::{Connection, ConnectionBuilder};
+pub use connection::{Connection, ConnectionBuilder, Delivery};
 pub use dialer::State;
 pub use error::{Error, ErrorKind, Refused, Result};
 pub use handler::{
@@ -122,7 +123,8 @@ pub use proto::framing::{
     DEFAULT_MAX_MESSAGE_SIZE, FrameError, Framing, FramingError, Prefix, PrefixBytes, PrefixFault,
 };
 pub use proto::inbox::Message;
-pub use proto::outbox::{FailedMessage, FailedReason};
+pub use proto::outbox::{FailedMessage, FailedReason, Rejection};
+pub use proto::session::wire::StreamId;
 pub use retry::{Backoff, Retry};
 pub use sender::{Flushed, Receipt, Sender};
 pub use shared_outbox::Overflow;

@@ -17,7 +17,8 @@ use crate::handler::{Ended, Service};
 use crate::house::House;
 use crate::log::Throttle;
 use crate::proto::framing::{Framing, Prefix};
-use crate::reader::Demands;
+use crate::proto::session::streams::Terms;
+use crate::reader::{Demands, Talk};
 use crate::shared_outbox::deadline_in;
 use crate::stats::{Received, ReceivedStats};
 use crate::transport::{Acceptor, Address, Liveness, PeerAddress, Transport};
@@ -30,6 +31,10 @@ const STARVED_LOG: Duration = Duration::from_secs(5);
 
 /// The deadline when a server is dropped without a [`shutdown`](Server::shutdown).
 const DROPPED: Duration = Duration::from_secs(5);
+
+/// The times between two signs of life that a peer may ask for in a session.
+const LEAST_HEARTBEAT: Duration = Duration::from_millis(50);
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(3600);
 
 /// What happens to a connection whose handler returns an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +59,9 @@ pub struct ListenerBuilder {
     receive_memory: usize,
     on_handler_error: OnHandlerError,
     liveness: Liveness,
+    sessions: bool,
+    session_window: usize,
+    session_memory: usize,
 }
 
 impl Default for ListenerBuilder {
@@ -68,6 +76,9 @@ impl Default for ListenerBuilder {
             receive_memory: 1024 * 1024 * 1024,
             on_handler_error: OnHandlerError::default(),
             liveness: Liveness::default(),
+            sessions: true,
+            session_window: 4 * 1024 * 1024,
+            session_memory: 256 * 1024 * 1024,
         }
     }
 }
@@ -137,6 +148,27 @@ impl ListenerBuilder {
         self
     }
 
+    /// Whether peers may ask for acknowledged streams ([`Delivery::Acked`](crate::Delivery::Acked)), beside plain ones on
+    /// the same port. Default `true`. With prefixes of one or two bytes nobody can ask.
+    pub fn sessions(mut self, allowed: bool) -> Self {
+        self.sessions = allowed;
+        self
+    }
+
+    /// Bytes that the sender of an acknowledged stream may have in flight at most: sent, and not acknowledged. Default
+    /// 4 MiB. A message of the largest size always may.
+    pub fn session_window(mut self, bytes: usize) -> Self {
+        self.session_window = bytes;
+        self
+    }
+
+    /// Bytes of the windows of all acknowledged streams together, which are reserved while they are connected. When they
+    /// are used up, further streams get smaller windows, and in the end none. Default 256 MiB.
+    pub fn session_memory(mut self, bytes: usize) -> Self {
+        self.session_memory = bytes;
+        self
+    }
+
     /// Listens on an address; see [`Address`] for how one is written.
     ///
     /// # Errors
@@ -172,7 +204,8 @@ impl ListenerBuilder {
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         service: S,
     ) -> Result<Ended> {
-        let house = Arc::new(House::new(service, self.demands(self.framing()?), self.reply_memory));
+        let framing = self.framing()?;
+        let house = Arc::new(House::new(service, self.demands(framing), self.reply_memory, self.grant(framing)));
         Ok(house.serve(Transport::Io(Box::new(io)), PeerAddress::Io).await)
     }
 
@@ -187,7 +220,18 @@ impl ListenerBuilder {
             taken: AtomicUsize::new(0),
             received: Arc::default(),
             handler_errors: Throttle::default(),
+            sessions: Talk::Plain,
         }
+    }
+
+    /// On which terms sessions are granted, and in how much memory.
+    fn grant(&self, framing: Framing) -> Option<(Terms, usize)> {
+        let terms = Terms {
+            maximum: framing.max_message_size(),
+            window: self.session_window,
+            heartbeat: (LEAST_HEARTBEAT, LONGEST_HEARTBEAT),
+        };
+        self.sessions.then_some((terms, self.session_memory))
     }
 
     fn framing(&self) -> Result<Framing> {
@@ -276,7 +320,8 @@ impl Listener {
         let Listener { acceptor, address, framing, settings, stopper } = self;
         let liveness = settings.liveness;
         let most = settings.max_connections;
-        let house = Arc::new(House::new(service, settings.demands(framing), settings.reply_memory));
+        let house =
+            Arc::new(House::new(service, settings.demands(framing), settings.reply_memory, settings.grant(framing)));
         let watching = stopper.phase.subscribe();
         let (report, reported) = watch::channel(None);
         let received = Arc::clone(house.received());

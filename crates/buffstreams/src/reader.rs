@@ -21,7 +21,9 @@ use tokio_util::io::poll_read_buf;
 use crate::handler::{Ended, Handler, HandlerError};
 use crate::log::Throttle;
 use crate::proto::framing::{FrameError, Framing};
-use crate::proto::inbox::{Delivered, Flow, Inbox, Room};
+use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Room};
+use crate::proto::session::wire::{PREFACE, Preface, handshake_framing};
+use crate::session::{Accepted, Dialled, Handled, Sessions};
 use crate::shared_outbox::SharedOutbox;
 use crate::stats::Received;
 
@@ -36,6 +38,9 @@ const MESSAGES_PER_GLANCE: u64 = 256;
 
 /// An unused buffer of more than this many bytes is kept for a second; a smaller one is given back at once.
 const KEEP_BUFFER: usize = 16 * 1024;
+
+/// How often a session may wake its connection.
+const SESSION_GRAIN: Duration = Duration::from_millis(5);
 
 /// How long a larger one is kept.
 const KEEP_FOR: Duration = Duration::from_secs(1);
@@ -54,11 +59,39 @@ pub(crate) struct Demands {
     pub(crate) taken: AtomicUsize,
     pub(crate) received: Arc<Received>,
     pub(crate) handler_errors: Throttle,
+    pub(crate) sessions: Talk,
+}
+
+/// What is to be said of acknowledged streams.
+#[derive(Clone, Debug)]
+pub(crate) enum Talk {
+    /// Nothing: plain frames only.
+    Plain,
+    /// A listener: who asks for a session is answered.
+    Answer(Arc<Sessions>),
+    /// A listener that takes none, and says so.
+    Refuse,
+    /// The side that dials asks for one.
+    Ask,
+}
+
+/// How what comes is to be understood.
+#[derive(Debug)]
+enum Mode {
+    /// Plain frames.
+    Plain,
+    /// A connection whose first bytes will tell.
+    Undecided,
+    /// A session was asked for, and HELLO is to come.
+    Greeting,
+    Accepted(Box<Accepted>),
+    Dialled(Box<Dialled>),
 }
 
 /// The receiving half of an open socket.
 pub(crate) struct Reader<H> {
     inbox: Inbox,
+    mode: Mode,
     handler: H,
     demands: Arc<Demands>,
     /// What this connection has taken of the shared memory, in bytes.
@@ -83,8 +116,18 @@ impl<H> Drop for Reader<H> {
 
 impl<H: Handler> Reader<H> {
     pub(crate) fn new(handler: H, demands: Arc<Demands>) -> Reader<H> {
+        let mut inbox = Inbox::new(demands.framing);
+        let mode = match demands.sessions {
+            Talk::Plain => Mode::Plain,
+            Talk::Answer(_) | Talk::Refuse => Mode::Undecided,
+            Talk::Ask => {
+                inbox.enter_session(handshake_framing(), 0);
+                Mode::Dialled(Box::default())
+            }
+        };
         Reader {
-            inbox: Inbox::new(demands.framing),
+            inbox,
+            mode,
             handler,
             demands,
             charged: 0,
@@ -97,9 +140,26 @@ impl<H: Handler> Reader<H> {
         }
     }
 
-    /// No new bytes are to be read; messages in hand are still delivered.
+    /// No new bytes are to be read; messages in hand are still delivered. In a session the sender is asked to finish, and
+    /// what it still sends is read.
     pub(crate) fn stop(&mut self) {
-        self.stopping = true;
+        match &mut self.mode {
+            Mode::Accepted(session) => session.drain(),
+            _ => self.stopping = true,
+        }
+    }
+
+    /// Looks at the clocks of a session again, after it was asked what it has to say: that may set them.
+    pub(crate) fn poll_session_clocks(&mut self, cx: &mut Context<'_>, replies: &SharedOutbox) -> Poll<Ended> {
+        if matches!(self.mode, Mode::Accepted(_)) { self.poll_deadlines(cx, replies) } else { Poll::Pending }
+    }
+
+    /// Lets the writer say what is due in a session. Returns whether there is anything new to say.
+    pub(crate) fn say(&mut self) -> bool {
+        match &mut self.mode {
+            Mode::Accepted(session) => session.say(),
+            _ => false,
+        }
     }
 
     /// Reads and delivers until nothing more can be done now. Ready when no more messages will come.
@@ -107,11 +167,16 @@ impl<H: Handler> Reader<H> {
         &mut self,
         cx: &mut Context<'_>,
         io: &mut (impl AsyncRead + Unpin),
-        replies: &SharedOutbox,
+        replies: &Arc<SharedOutbox>,
     ) -> Poll<Ended> {
         let turn = Instant::now();
         loop {
-            match guard(|| self.handler.poll_ready(cx)) {
+            let mut is_ready = true;
+            let polled = guard(|| self.handler.poll_ready(cx));
+            if self.report() {
+                return Poll::Ready(Ended::SendAgain);
+            }
+            match polled {
                 Ok(Poll::Ready(Ok(()))) => {}
                 Ok(Poll::Ready(Err(error))) => {
                     if let Some(error) = self.demands.judge(error) {
@@ -124,13 +189,18 @@ impl<H: Handler> Reader<H> {
                     }
                     continue;
                 }
+                Ok(Poll::Pending) if self.in_session() => is_ready = false,
                 Ok(Poll::Pending) => {
                     self.paused = true;
                     return Poll::Pending;
                 }
                 Err(panicked) => return Poll::Ready(panicked),
             }
-            if self.demands.pause_when_congested && replies.is_congested() && (self.backlog || !self.stopping) {
+            if self.in_session() {
+                if matches!(&self.mode, Mode::Accepted(session) if session.is_drained()) {
+                    return Poll::Ready(Ended::ShutDown);
+                }
+            } else if self.demands.pause_when_congested && replies.is_congested() && (self.backlog || !self.stopping) {
                 // The writer, which shares this task, will wake it.
                 self.paused = true;
                 return Poll::Pending;
@@ -144,10 +214,10 @@ impl<H: Handler> Reader<H> {
                     self.frame_since = self.frame_since.map(|_| turn);
                 }
             }
-            match self.read_and_deliver(cx, io, replies, turn) {
+            match self.read_and_deliver(cx, io, replies, is_ready, turn) {
                 Poll::Ready(None) => {}
                 Poll::Ready(Some(ended)) => return Poll::Ready(ended),
-                Poll::Pending => return self.poll_deadlines(cx),
+                Poll::Pending => return self.poll_deadlines(cx, replies),
             }
             if turn.elapsed() > TURN {
                 cx.waker().wake_by_ref();
@@ -161,24 +231,49 @@ impl<H: Handler> Reader<H> {
         &mut self,
         cx: &mut Context<'_>,
         io: &mut (impl AsyncRead + Unpin),
-        replies: &SharedOutbox,
+        replies: &Arc<SharedOutbox>,
+        is_ready: bool,
         turn: Instant,
     ) -> Poll<Option<Ended>> {
         let mut scratch = Scratch::take();
+        if is_ready && self.has_held() {
+            // What was held comes before what is still to be read.
+            let outcome = self.deliver_in_session(&mut scratch.bytes, 0, true, replies, turn);
+            if let Err(ended) = outcome {
+                return Poll::Ready(Some(ended));
+            }
+        }
         let read = if self.backlog {
             0
         } else {
             match ready!(poll_read(cx, io, self.inbox.room(&mut scratch.bytes))) {
-                Err(error) => return Poll::Ready(Some(Ended::Io(error))),
+                Err(error) => {
+                    return Poll::Ready(Some(match &self.mode {
+                        Mode::Dialled(session) => session.ended(Ended::Io(error)),
+                        _ => Ended::Io(error),
+                    }));
+                }
                 Ok(0) => {
-                    return Poll::Ready(Some(match self.inbox.end() {
-                        Ok(()) => Ended::EndOfStream,
-                        Err(error) => Ended::Malformed(error),
+                    return Poll::Ready(Some(match (&self.mode, self.inbox.end()) {
+                        (Mode::Dialled(session), Ok(())) => session.ended(Ended::EndOfStream),
+                        (_, Ok(())) => Ended::EndOfStream,
+                        (_, Err(error)) => Ended::Malformed(error),
                     }));
                 }
                 Ok(read) => read,
             }
         };
+        if !matches!(self.mode, Mode::Plain) {
+            let outcome = self.deliver_by_mode(&mut scratch.bytes, read, is_ready, replies, turn);
+            drop(scratch);
+            return Poll::Ready(match outcome {
+                Err(ended) => Some(ended),
+                Ok(delivered) => {
+                    self.backlog = delivered == Delivered::Paused;
+                    self.charge()
+                }
+            });
+        }
         let outcome = self.deliver(&mut scratch.bytes, read, replies, turn);
         drop(scratch);
         Poll::Ready(match outcome {
@@ -190,6 +285,127 @@ impl<H: Handler> Reader<H> {
                 self.charge()
             }
         })
+    }
+
+    fn in_session(&self) -> bool {
+        matches!(self.mode, Mode::Greeting | Mode::Accepted(_) | Mode::Dialled(_))
+    }
+
+    fn has_held(&self) -> bool {
+        match &self.mode {
+            Mode::Accepted(session) => session.has_held(),
+            Mode::Dialled(session) => session.has_held(),
+            _ => false,
+        }
+    }
+
+    /// In a session: what became of messages that the handler had kept in hand. Returns whether one of them must be sent
+    /// again.
+    fn report(&mut self) -> bool {
+        let Mode::Accepted(session) = &mut self.mode else { return false };
+        if !self.handler.defers() {
+            return false;
+        }
+        let handled = session.report(&mut self.handler);
+        self.demands.received.handler_errors.fetch_add(handled.handler_errors, Ordering::Relaxed);
+        handled.must_be_sent_again
+    }
+
+    /// One read of a connection of which is not known yet whether it is plain, or known that it is not.
+    fn deliver_by_mode(
+        &mut self,
+        scratch: &mut [u8],
+        read: usize,
+        is_ready: bool,
+        replies: &Arc<SharedOutbox>,
+        turn: Instant,
+    ) -> Result<Delivered, Ended> {
+        if !matches!(self.mode, Mode::Undecided) {
+            return self.deliver_in_session(scratch, read, is_ready, replies, turn);
+        }
+        self.inbox.keep(scratch, read);
+        self.heard(true);
+        match Preface::of(self.inbox.unseen()) {
+            Preface::Incomplete => Ok(Delivered::All),
+            Preface::Plain => {
+                self.mode = Mode::Plain;
+                Ok(Delivered::Paused)
+            }
+            Preface::Session { .. } if matches!(self.demands.sessions, Talk::Answer(_)) => {
+                self.inbox.enter_session(handshake_framing(), PREFACE);
+                self.mode = Mode::Greeting;
+                Ok(Delivered::Paused)
+            }
+            Preface::Session { .. } => Err(Sessions::refuse_all(replies)),
+        }
+    }
+
+    /// One read in a session.
+    fn deliver_in_session(
+        &mut self,
+        scratch: &mut [u8],
+        read: usize,
+        is_ready: bool,
+        replies: &Arc<SharedOutbox>,
+        turn: Instant,
+    ) -> Result<Delivered, Ended> {
+        let Reader { inbox, handler, demands, mode, .. } = self;
+        let handler = is_ready.then_some(handler);
+        let (handled, result) = match mode {
+            Mode::Accepted(session) => {
+                if read > 0 {
+                    session.heard();
+                }
+                let is_over = |messages: u64| messages.is_multiple_of(MESSAGES_PER_GLANCE) && turn.elapsed() > TURN;
+                session.deliver(inbox, scratch, read, handler, is_over)
+            }
+            Mode::Dialled(session) => {
+                if read > 0 {
+                    replies.with_sending(|sending, _| sending.heard(Instant::now().into_std()));
+                }
+                session.deliver(inbox, scratch, read, handler, replies)
+            }
+            Mode::Greeting => {
+                let Talk::Answer(sessions) = &demands.sessions else { unreachable!("others are not greeted") };
+                let mut opened = None;
+                let result = inbox.deliver_in_session(scratch, read, usize::MAX, |found| {
+                    opened = Some(match found {
+                        Found::Control(frame) => sessions.open(frame, replies),
+                        Found::Message(_) => Err(Ended::Violated("a message came before HELLO".into())),
+                    });
+                    Flow::Pause
+                });
+                let result = result.map_err(Ended::Malformed);
+                let result = match opened {
+                    Some(Ok(session)) => {
+                        inbox.enter_session(session.framing(), 0);
+                        *mode = Mode::Accepted(Box::new(session));
+                        result
+                    }
+                    Some(Err(ended)) => Err(ended),
+                    None => result,
+                };
+                (Handled::default(), result)
+            }
+            Mode::Plain | Mode::Undecided => unreachable!("there is no session"),
+        };
+        demands.received.count(handled.messages, handled.bytes);
+        demands.received.handler_errors.fetch_add(handled.handler_errors, Ordering::Relaxed);
+        self.heard(read > 0);
+        result
+    }
+
+    /// Sets the clocks of the peer.
+    fn heard(&mut self, anything: bool) {
+        let now = Instant::now();
+        if anything {
+            self.last_read = now;
+        }
+        if self.inbox.held() == 0 {
+            self.frame_since = None;
+        } else if self.frame_since.is_none() {
+            self.frame_since = Some(now);
+        }
     }
 
     /// Lends the messages of one read to the handler, and counts them. `Err` is a panic.
@@ -255,7 +471,10 @@ impl<H: Handler> Reader<H> {
     }
 
     /// Nothing can be read now. Looks at the clocks that run meanwhile, and gives back what is not needed.
-    fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+    fn poll_deadlines(&mut self, cx: &mut Context<'_>, replies: &SharedOutbox) -> Poll<Ended> {
+        if self.is_silent(replies) {
+            return Poll::Ready(Ended::Silent(self.last_read.elapsed()));
+        }
         let Demands { frame_deadline, idle_deadline, .. } = *self.demands;
         let mut keep_until = None;
         if self.inbox.held() == 0 && self.inbox.memory() > 0 {
@@ -272,7 +491,8 @@ impl<H: Handler> Reader<H> {
         }
         let frame_until = self.frame_since.zip(frame_deadline).and_then(|(since, allowed)| since.checked_add(allowed));
         let idle_until = idle_deadline.and_then(|allowed| self.last_read.checked_add(allowed));
-        let Some(next) = [frame_until, idle_until, keep_until].into_iter().flatten().min() else {
+        let session_until = self.session_wakes_at(replies);
+        let Some(next) = [frame_until, idle_until, keep_until, session_until].into_iter().flatten().min() else {
             return Poll::Pending;
         };
         // The timer is set again only when it is too late, not with every read: it may ring early, and does no harm.
@@ -292,7 +512,13 @@ impl<H: Handler> Reader<H> {
                 self.inbox.release();
                 keep_until = None;
             }
-            let Some(next) = [frame_until, idle_until, keep_until].into_iter().flatten().min() else {
+            if session_until.is_some_and(|until| until <= now) {
+                // The writer, which has its turn next, says what is due; then the clock is set anew.
+                cx.waker().wake_by_ref();
+                self.timer = None;
+                return Poll::Pending;
+            }
+            let Some(next) = [frame_until, idle_until, keep_until, session_until].into_iter().flatten().min() else {
                 self.timer = None;
                 self.charge();
                 return Poll::Pending;
@@ -303,11 +529,32 @@ impl<H: Handler> Reader<H> {
         Poll::Pending
     }
 
+    fn is_silent(&self, replies: &SharedOutbox) -> bool {
+        let now = Instant::now().into_std();
+        match &self.mode {
+            Mode::Accepted(session) => session.is_dead(now),
+            Mode::Dialled(_) => replies.with_sending(|sending, _| sending.is_dead(now)).unwrap_or(false),
+            _ => false,
+        }
+    }
+
+    /// When a session has something to say, or to find the peer dead; not at once, for the writer may be stuck.
+    fn session_wakes_at(&self, replies: &SharedOutbox) -> Option<Instant> {
+        let at = match &self.mode {
+            Mode::Accepted(session) => Some(session.wake_at()),
+            Mode::Dialled(_) => replies.with_sending(|sending, _| sending.wake_at()).flatten(),
+            _ => None,
+        };
+        at.map(|at| Instant::from_std(at).max(Instant::now() + SESSION_GRAIN))
+    }
+
     /// Waits for work that the handler has begun.
     pub(crate) fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let turn = Instant::now();
         loop {
-            match guard(|| self.handler.poll_finished(cx)) {
+            let polled = guard(|| self.handler.poll_finished(cx));
+            self.report();
+            match polled {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(Ok(()))) | Err(_) => return Poll::Ready(()),
                 Ok(Poll::Ready(Err(error))) => drop(self.demands.judge(error)),

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::log::Throttle;
 use crate::proto::framing::Framing;
 use crate::proto::outbox::{FailedMessage, FailedReason, Fate, Outbox, Refusal};
+use crate::proto::session::SessionError;
+use crate::proto::session::sending::{Heard, Sending};
+use crate::proto::session::wire::{Control, StreamId};
 use crate::stats::Stats;
 
 /// Messages with expiries this fraction of their time apart share a chunk, and live as long as the last of them.
@@ -80,7 +83,6 @@ pub(crate) fn deadline_in(allowed: Duration) -> Instant {
 /// An Outbox, and all that its users and its socket's task share.
 pub(crate) struct SharedOutbox {
     state: Mutex<State>,
-    framing: Framing,
     overflow: Overflow,
     expiry: Option<Duration>,
     /// Whether nobody takes failed messages: they are replies, and go with their connection.
@@ -102,6 +104,8 @@ pub(crate) struct SharedOutbox {
     has_failed: AtomicBool,
     /// Another socket is wanted.
     reopen: AtomicBool,
+    /// The acknowledged stream that these replies go back on, and what its sender said of itself.
+    peer_stream: OnceLock<Box<(StreamId, Vec<u8>)>>,
 }
 
 struct State {
@@ -116,43 +120,59 @@ struct State {
     /// Room that the head of the queue waits for. Others leave it alone.
     head: usize,
     next_expiry: Option<Instant>,
+    /// The session of these messages, on the side that dials.
+    sending: Option<Box<Sending>>,
+    /// Control frames that go before anything else that is to be written.
+    to_say: Vec<u8>,
 }
 
 impl fmt::Debug for SharedOutbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedOutbox").field("framing", &self.framing).finish_non_exhaustive()
+        f.debug_struct("SharedOutbox").field("overflow", &self.overflow).finish_non_exhaustive()
     }
 }
 
 impl SharedOutbox {
     /// For the messages of a dialled connection.
     pub(crate) fn new(framing: Framing, limit: usize, overflow: Overflow, expiry: Option<Duration>) -> Arc<Self> {
-        SharedOutbox::build(framing, limit, overflow, expiry, false)
+        SharedOutbox::build(Outbox::new(framing, limit), overflow, expiry, None, false)
+    }
+
+    /// For the messages of a dialled connection that are to be acknowledged.
+    pub(crate) fn in_session(
+        sending: Sending,
+        limit: usize,
+        overflow: Overflow,
+        expiry: Option<Duration>,
+    ) -> Arc<Self> {
+        let outbox = Outbox::in_session(sending.session_framing(), limit);
+        SharedOutbox::build(outbox, overflow, expiry, Some(Box::new(sending)), false)
     }
 
     /// For the replies on an accepted connection.
     pub(crate) fn for_replies(framing: Framing, limit: usize) -> Arc<Self> {
-        SharedOutbox::build(framing, limit, Overflow::Wait, None, true)
+        SharedOutbox::build(Outbox::new(framing, limit), Overflow::Wait, None, None, true)
     }
 
     fn build(
-        framing: Framing,
-        limit: usize,
+        outbox: Outbox,
         overflow: Overflow,
         expiry: Option<Duration>,
+        sending: Option<Box<Sending>>,
         is_for_replies: bool,
     ) -> Arc<Self> {
         Arc::new(SharedOutbox {
             state: Mutex::new(State {
-                outbox: Outbox::new(framing, limit),
+                outbox,
                 lane: 0,
                 phase: Phase::Open,
                 task: None,
                 asleep: false,
                 head: 0,
                 next_expiry: None,
+                sending,
+                to_say: Vec::new(),
             }),
-            framing,
             overflow,
             expiry,
             is_for_replies,
@@ -165,6 +185,7 @@ impl SharedOutbox {
             chores: Notify::new(),
             has_failed: AtomicBool::new(false),
             reopen: AtomicBool::new(false),
+            peer_stream: OnceLock::new(),
         })
     }
 
@@ -193,8 +214,9 @@ impl SharedOutbox {
         self.handles.load(Ordering::Acquire) > 0
     }
 
+    /// The framing that messages are sent in. A session may change it, before the first message.
     pub(crate) fn framing(&self) -> Framing {
-        self.framing
+        self.lock().outbox.framing()
     }
 
     /// Whether a message for which there is no room waits for it.
@@ -218,7 +240,7 @@ impl SharedOutbox {
             return None;
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if cost > state.lane || length > self.framing.max_message_size() {
+        if cost > state.lane || length > state.outbox.max_message_size() {
             return None;
         }
         state.lane -= cost;
@@ -242,7 +264,7 @@ impl SharedOutbox {
         let admitted = match claim {
             Claim::None => outbox.admits(length, *head),
             Claim::Head => outbox.admits(length, 0),
-            Claim::Promised => self.framing.check(length).map_err(|_| Refusal::TooLarge),
+            Claim::Promised => outbox.framing().check(length).map_err(|_| Refusal::TooLarge),
         };
         match admitted {
             Ok(()) => {}
@@ -260,7 +282,8 @@ impl SharedOutbox {
             Err(Refusal::TooLarge) => return Err(Refusing::TooLarge),
         }
         if claim == Claim::Promised {
-            outbox.unreserve(self.framing.max_message_size());
+            let largest = outbox.max_message_size();
+            outbox.unreserve(largest);
         }
         let number = if lives.is_none() && self.expiry.is_none() {
             push(outbox, None)
@@ -313,7 +336,7 @@ impl SharedOutbox {
         mut push: impl FnMut(&mut Outbox, Option<Instant>) -> u64,
     ) -> Result<u64, Refusing> {
         let _turn = self.turn.lock().await;
-        let _head = Head::take(self, self.framing.prefix_width(length) + length);
+        let _head = Head::take(self, self.framing().prefix_width(length) + length);
         loop {
             let mut room = pin!(self.room.notified());
             room.as_mut().enable();
@@ -329,7 +352,7 @@ impl SharedOutbox {
         let state = self.lock();
         match refusing {
             Refusing::TooLarge => {
-                let max = self.framing.max_message_size();
+                let max = state.outbox.max_message_size();
                 let text = format!("a message of {length} bytes is over the maximum of {max}; raise it on both sides");
                 Error::new(ErrorKind::TooLarge, text)
             }
@@ -350,9 +373,10 @@ impl SharedOutbox {
 
     /// Promises room for the largest message to somebody, when there is some.
     pub(crate) async fn reserve_largest(&self) -> Result<()> {
-        let length = self.framing.max_message_size();
+        let framing = self.framing();
+        let length = framing.max_message_size();
         let _turn = self.turn.lock().await;
-        let _head = Head::take(self, self.framing.prefix_width(length) + length);
+        let _head = Head::take(self, framing.prefix_width(length) + length);
         loop {
             let mut room = pin!(self.room.notified());
             room.as_mut().enable();
@@ -414,7 +438,8 @@ impl SharedOutbox {
     /// Takes a promise of room back.
     pub(crate) fn unreserve_largest(&self) {
         let mut state = self.lock();
-        state.outbox.unreserve(self.framing.max_message_size());
+        let largest = state.outbox.max_message_size();
+        state.outbox.unreserve(largest);
         self.announce(&state, false);
     }
 
@@ -513,15 +538,22 @@ impl SharedOutbox {
                 self.chores.notify_one();
             }
         }
+        if state.sending.is_some() || !state.to_say.is_empty() {
+            hand_controls(state, into);
+        }
         state.outbox.hand(most, into);
-        state.asleep = into.is_empty();
-        !state.asleep
+        // Where the window is full it is the receiver who wakes the writer, and not each further message.
+        state.asleep = into.is_empty() && !state.outbox.is_held_back();
+        !into.is_empty()
     }
 
     /// The kernel took this many bytes. If the writer has nothing left, it is given more under the same lock.
     pub(crate) fn wrote(&self, bytes: usize, most: usize, into: &mut VecDeque<Bytes>) {
         let mut state = self.lock();
         let settled = state.outbox.wrote(bytes);
+        if let Some(sending) = &mut state.sending {
+            sending.spoke(Instant::now());
+        }
         if into.is_empty() {
             self.hand_locked(&mut state, most, into);
         }
@@ -551,7 +583,99 @@ impl SharedOutbox {
     /// Whether every message is settled or failed.
     pub(crate) fn is_resolved(&self) -> bool {
         let state = self.lock();
-        state.outbox.resolved_to() == state.outbox.next_number()
+        state.to_say.is_empty() && state.outbox.resolved_to() == state.outbox.next_number()
+    }
+
+    // In a session.
+
+    /// Wakes the task of the socket.
+    pub(crate) fn wake(&self) {
+        let waker = self.lock().task.clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether these messages are in no session.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.lock().sending.is_none()
+    }
+
+    /// Calls `ask` with the session of these messages, if there is one.
+    pub(crate) fn with_sending<T>(&self, ask: impl FnOnce(&mut Sending, &mut Outbox) -> T) -> Option<T> {
+        let mut state = self.lock();
+        let State { sending, outbox, .. } = &mut *state;
+        sending.as_mut().map(|sending| ask(sending, outbox))
+    }
+
+    /// A socket was opened: asks for the session there. `false` if no further one can be asked for.
+    pub(crate) fn greet(&self) -> bool {
+        let mut state = self.lock();
+        let State { sending, outbox, to_say, .. } = &mut *state;
+        match sending.as_mut().map(|sending| sending.connect(outbox, Instant::now())) {
+            None => true,
+            Some(Ok(greeting)) => {
+                *to_say = greeting;
+                true
+            }
+            Some(Err(_)) => false,
+        }
+    }
+
+    /// A control frame came for the session of these messages.
+    pub(crate) fn hear(&self, frame: &[u8]) -> Result<Heard, SessionError> {
+        let control = Control::decode(frame)?;
+        let mut state = self.lock();
+        let State { sending, outbox, .. } = &mut *state;
+        let Some(sending) = sending else { return Ok(Heard::Nothing) };
+        let heard = sending.control(control, outbox, Instant::now())?;
+        if matches!(heard, Heard::Resolved | Heard::Welcomed { .. }) {
+            self.announce(&state, true);
+            if state.outbox.has_failed() {
+                self.chores.notify_one();
+            }
+        }
+        Ok(heard)
+    }
+
+    /// From now on these replies belong to a session, and so many bytes of them may be in flight. `false` if some were
+    /// sent before.
+    pub(crate) fn enter_session(&self, framing: Framing, window: usize) -> bool {
+        let mut state = self.lock();
+        if state.outbox.next_number() > 0 {
+            return false;
+        }
+        let limit = state.outbox.limit();
+        state.outbox = Outbox::in_session(framing, limit);
+        state.outbox.resume(0, window).is_ok()
+    }
+
+    /// The acknowledged stream that these replies go back on.
+    pub(crate) fn peer_stream(&self) -> Option<(&StreamId, &Vec<u8>)> {
+        self.peer_stream.get().map(|known| (&known.0, &known.1))
+    }
+
+    pub(crate) fn name_peer_stream(&self, stream: StreamId, token: Vec<u8>) {
+        let _ = self.peer_stream.set(Box::new((stream, token)));
+    }
+
+    /// Control frames to write before anything else; only as long as none wait. Returns whether there are some now that
+    /// were not there.
+    pub(crate) fn say(&self, put: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let mut state = self.lock();
+        let is_free = state.to_say.is_empty();
+        if is_free {
+            put(&mut state.to_say);
+        }
+        is_free && !state.to_say.is_empty()
+    }
+
+    /// The peer has taken the replies up to this number.
+    pub(crate) fn replies_taken(&self, number: u64) -> Result<(), SessionError> {
+        let mut state = self.lock();
+        let settled = state.outbox.acked(number)?;
+        self.announce(&state, settled);
+        Ok(())
     }
 
     /// Gives the memory of unused queues back.
@@ -564,6 +688,11 @@ impl SharedOutbox {
         let mut state = self.lock();
         let settled = state.outbox.rewind();
         state.asleep = false;
+        state.to_say.clear();
+        let State { sending, outbox, .. } = &mut *state;
+        if let Some(sending) = sending {
+            sending.part(outbox);
+        }
         // What had been handed out and was not begun can expire again.
         state.next_expiry = state.outbox.expire(Instant::now());
         self.announce(&state, settled || state.outbox.has_failed());
@@ -580,6 +709,7 @@ impl SharedOutbox {
         let mut state = self.lock();
         state.outbox.rewind();
         state.outbox.fail_all(reason, Instant::now());
+        state.to_say.clear();
         self.announce(&state, true);
     }
 
@@ -662,6 +792,16 @@ impl Drop for Head<'_> {
     fn drop(&mut self) {
         self.0.lock().head = 0;
     }
+}
+
+/// Gives the writer what the session has to say, before any message.
+#[cold]
+fn hand_controls(state: &mut State, into: &mut VecDeque<Bytes>) {
+    let State { sending, outbox, to_say, .. } = state;
+    if let Some(sending) = sending {
+        sending.controls(outbox, Instant::now(), to_say);
+    }
+    outbox.hand_control(std::mem::take(to_say), into);
 }
 
 /// Drops failed replies, which have no owner but the account of their connection.

@@ -41,17 +41,23 @@ impl<H: Handler> Socket<H> {
     }
 
     /// Reads, handles and writes, until input ends or either half breaks.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, outbox: &SharedOutbox) -> Poll<Ended> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, outbox: &Arc<SharedOutbox>) -> Poll<Ended> {
         for _ in 0..TURNS {
-            if let Poll::Ready(ended) = self.reader.poll(cx, &mut self.io, outbox) {
+            let ended = self.reader.poll(cx, &mut self.io, outbox);
+            self.reader.say();
+            if let Poll::Ready(ended) = ended {
                 return Poll::Ready(ended);
             }
             let congested = outbox.is_congested();
             if let Poll::Ready(error) = self.writer.poll(cx, &mut self.io, outbox) {
                 return Poll::Ready(Ended::Io(error));
             }
+            // What was due while the writer had not said what came before.
+            if self.reader.say() {
+                continue;
+            }
             if !congested || outbox.is_congested() {
-                return Poll::Pending;
+                return self.reader.poll_session_clocks(cx, outbox);
             }
         }
         cx.waker().wake_by_ref();
@@ -59,7 +65,7 @@ impl<H: Handler> Socket<H> {
     }
 
     /// Whether everything accepted so far has gone.
-    pub(crate) fn is_drained(&self, outbox: &SharedOutbox) -> bool {
+    pub(crate) fn is_drained(&self, outbox: &Arc<SharedOutbox>) -> bool {
         self.writer.is_done() && outbox.is_resolved()
     }
 
@@ -70,7 +76,7 @@ impl<H: Handler> Socket<H> {
 
     /// Waits for work that the handler has begun, and tells it that it is over. Meanwhile messages go on being written;
     /// once that fails none are accepted any more, so that work which waits for room does not wait for ever.
-    pub(crate) async fn finish_handler(&mut self, why: &Ended, outbox: &SharedOutbox) {
+    pub(crate) async fn finish_handler(&mut self, why: &Ended, outbox: &Arc<SharedOutbox>) {
         let mut broken = matches!(why, Ended::Io(_));
         if !matches!(why, Ended::HandlerPanicked | Ended::Cut) {
             poll_fn(|cx| {
@@ -78,6 +84,7 @@ impl<H: Handler> Socket<H> {
                     return Poll::Ready(());
                 }
                 let finished = self.reader.poll_finished(cx);
+                self.reader.say();
                 if !broken {
                     broken = self.writer.poll(cx, &mut self.io, outbox).is_ready();
                 }
@@ -112,7 +119,7 @@ impl<H: Handler> Socket<H> {
     }
 
     /// Ends this side's stream, and goes on handling what comes until the peer has ended its own, or a second passes.
-    pub(crate) async fn end_output(&mut self, outbox: &SharedOutbox) -> Ended {
+    pub(crate) async fn end_output(&mut self, outbox: &Arc<SharedOutbox>) -> Ended {
         if let Err(error) = self.io.shutdown().await {
             return Ended::Io(error);
         }
@@ -129,7 +136,11 @@ pub(crate) struct Output {
 
 impl Output {
     /// Writes; ready with an error, or when everything accepted has gone and `done` says that no more will come.
-    pub(crate) async fn write_until(&mut self, outbox: &SharedOutbox, done: impl Fn(Phase) -> bool) -> io::Result<()> {
+    pub(crate) async fn write_until(
+        &mut self,
+        outbox: &Arc<SharedOutbox>,
+        done: impl Fn(Phase) -> bool,
+    ) -> io::Result<()> {
         poll_fn(|cx| {
             let phase = outbox.poll_phase(cx);
             if phase == Phase::Cut {
@@ -149,7 +160,7 @@ impl Output {
     /// Ends this side's stream. If anything was written, what the peer still sends is read and thrown away until it
     /// ends too, or a second passes: closing with unread bytes would make the kernel reset the connection, and destroy
     /// what was just written.
-    pub(crate) async fn end(mut self, outbox: &SharedOutbox) {
+    pub(crate) async fn end(mut self, outbox: &Arc<SharedOutbox>) {
         if self.io.shutdown().await.is_err() || !self.writer.has_written() {
             return;
         }

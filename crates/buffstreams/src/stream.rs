@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -35,13 +35,25 @@ const BATCHES: usize = 4;
 /// ```
 pub fn messages() -> (MessagesService, Messages) {
     let (batches, receiver) = mpsc::channel(BATCHES);
-    (MessagesService { batches }, Messages { batches: receiver, at_hand: None })
+    (MessagesService { batches }, Messages { batches: receiver, at_hand: None, last: None })
 }
 
 /// What one read of one connection brought.
 struct Batch {
     peer: Peer,
-    messages: std::vec::IntoIter<Bytes>,
+    /// With their numbers in an acknowledged stream; 0 on other connections.
+    messages: std::vec::IntoIter<(u64, Bytes)>,
+    finished: Arc<Finished>,
+}
+
+/// Messages of an acknowledged stream whose owner has asked for the next one.
+#[derive(Debug, Default)]
+struct Finished(Mutex<Vec<u64>>);
+
+impl Finished {
+    fn numbers(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// See [`messages`].
@@ -60,7 +72,12 @@ impl Service for MessagesService {
     type Handler = MessagesHandler;
 
     fn connected(self: Arc<Self>, peer: &Peer) -> MessagesHandler {
-        MessagesHandler { peer: peer.clone(), batches: PollSender::new(self.batches.clone()), batch: Vec::new() }
+        MessagesHandler {
+            peer: peer.clone(),
+            batches: PollSender::new(self.batches.clone()),
+            batch: Vec::new(),
+            finished: Arc::default(),
+        }
     }
 }
 
@@ -68,7 +85,8 @@ impl Service for MessagesService {
 pub struct MessagesHandler {
     peer: Peer,
     batches: PollSender<Batch>,
-    batch: Vec<Bytes>,
+    batch: Vec<(u64, Bytes)>,
+    finished: Arc<Finished>,
 }
 
 impl fmt::Debug for MessagesHandler {
@@ -79,8 +97,16 @@ impl fmt::Debug for MessagesHandler {
 
 impl Handler for MessagesHandler {
     fn message(&mut self, message: Message<'_>) -> HandlerResult {
-        self.batch.push(message.to_bytes());
+        self.batch.push((message.number().unwrap_or(0), message.to_bytes()));
         Ok(())
+    }
+
+    fn defers(&self) -> bool {
+        true
+    }
+
+    fn take_outcomes(&mut self, each: &mut dyn FnMut(u64, HandlerResult)) {
+        self.finished.numbers().drain(..).for_each(|number| each(number, Ok(())));
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
@@ -89,18 +115,23 @@ impl Handler for MessagesHandler {
         }
         let place = ready!(self.batches.poll_reserve(cx));
         let messages = std::mem::take(&mut self.batch).into_iter();
-        let handed = place.and_then(|()| self.batches.send_item(Batch { peer: self.peer.clone(), messages }));
+        let handed = place.and_then(|()| {
+            self.batches.send_item(Batch { peer: self.peer.clone(), messages, finished: Arc::clone(&self.finished) })
+        });
         Poll::Ready(handed.map_err(|_| HandlerError::new("nobody takes the messages: their stream was dropped")))
     }
 }
 
 /// The messages that a [`MessagesService`] received, to be pulled with [`recv`](Messages::recv) or as a `Stream`.
 ///
-/// The messages of one connection come in order. The stream ends when the listener or connection that has the service
+/// The messages of one connection come in order. One of an acknowledged stream counts as handled when the next one is asked
+/// for. The stream ends when the listener or connection that has the service
 /// has ended.
 pub struct Messages {
     batches: mpsc::Receiver<Batch>,
     at_hand: Option<Batch>,
+    /// The number of the message that was pulled last, if it is of an acknowledged stream.
+    last: Option<u64>,
 }
 
 impl fmt::Debug for Messages {
@@ -122,7 +153,15 @@ impl Messages {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, Peer)>> {
         loop {
             if let Some(batch) = &mut self.at_hand {
-                if let Some(message) = batch.messages.next() {
+                // Whoever asks for the next message is done with the one before.
+                if let Some(number) = self.last.take() {
+                    batch.finished.numbers().push(number);
+                    if batch.messages.len() == 0 {
+                        batch.peer.sender().shared().wake();
+                    }
+                }
+                if let Some((number, message)) = batch.messages.next() {
+                    self.last = (number != 0).then_some(number);
                     return Poll::Ready(Some((message, batch.peer.clone())));
                 }
                 self.at_hand = None;

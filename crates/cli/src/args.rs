@@ -186,7 +186,7 @@ pub(crate) enum InputFormat {
 pub(crate) enum Delivery {
     /// The kernel took it
     Sent,
-    /// The listener's handler is done with it and said so (not built yet)
+    /// The listener's handler is done with it and said so (not built into this program yet)
     Acked,
 }
 

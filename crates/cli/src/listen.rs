@@ -27,6 +27,7 @@ pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Out
         .prefix(framing.prefix())
         .max_message_size(framing.max_message_size())
         .on_handler_error(OnHandlerError::Close)
+        .sessions(false)
         .bind(arguments.address)
         .await?;
     report.say(format_args!("listening on {}", listener.local_address()));

@@ -27,7 +27,7 @@ const LAST_WORK: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outcome {
     if arguments.delivery == Delivery::Acked {
-        return Err("--delivery acked is not built yet; nothing was sent".into());
+        return Err("--delivery acked is not built into this program yet; nothing was sent".into());
     }
     let framing = arguments.framing();
     let format = arguments.input();

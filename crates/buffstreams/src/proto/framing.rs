@@ -16,6 +16,9 @@ pub const DEFAULT_MAX_MESSAGE_SIZE: usize = 4096;
 /// The largest maximum that any prefix of more than 32 bits accepts: a varint of eight bytes once doubled by zigzag.
 const LARGEST_MAX: u64 = (1 << 55) - 1;
 
+/// The longest control frame of a session, in bytes without its prefix.
+pub(crate) const LONGEST_CONTROL: usize = 1024;
+
 /// How the length of a message is written before it.
 ///
 /// Both sides must use the same one; there is no handshake. The names are those of the command line's `--framing`.
@@ -184,6 +187,13 @@ impl Framing {
             Prefix::U64Be | Prefix::U64Le => 8,
         };
         Framing { prefix, width, max }
+    }
+
+    /// What a session speaks whose largest message has so many bytes: `buffstreams`, with a prefix that is wide enough
+    /// for control frames too.
+    pub(crate) fn for_session(max_message_size: usize) -> Result<Framing, FramingError> {
+        let Framing { prefix, max, .. } = Framing::with_max(Prefix::Buffstreams, max_message_size)?;
+        Ok(Framing { max, ..Framing::sized(prefix, max.max(LONGEST_CONTROL)) })
     }
 
     /// How lengths are written.
@@ -369,6 +379,30 @@ impl Framing {
         Ok(None)
     }
 
+    /// In a session, the measures of a control frame: one whose prefix [`header`](Self::header) refused as negative. Any
+    /// other refusal stands.
+    #[cold]
+    pub(crate) fn control_header(&self, refused: FrameError) -> Result<Header, FrameError> {
+        match refused {
+            FrameError::Negative { declared, .. } if declared.unsigned_abs() <= LONGEST_CONTROL as u64 => {
+                Ok(Header { prefix: usize::from(self.width), message: declared.unsigned_abs() as usize })
+            }
+            FrameError::Negative { declared, .. } => {
+                Err(FrameError::ControlTooLarge { declared: declared.unsigned_abs(), max: LONGEST_CONTROL })
+            }
+            refused => Err(refused),
+        }
+    }
+
+    /// Appends a control frame, of 1 to [`LONGEST_CONTROL`] bytes, in a framing [for sessions](Self::for_session).
+    pub(crate) fn put_control(&self, control: &[u8], out: &mut Vec<u8>) {
+        debug_assert!((1..=LONGEST_CONTROL).contains(&control.len()) && self.prefix == Prefix::Buffstreams);
+        // The zigzag of a negative length.
+        let word = spread(2 * control.len() as u64 - 1);
+        out.extend_from_slice(&word.to_le_bytes()[..usize::from(self.width)]);
+        out.extend_from_slice(control);
+    }
+
     #[cold]
     fn malformed(&self, bytes: &[u8], fault: PrefixFault) -> FrameError {
         let width = match self.prefix {
@@ -380,7 +414,7 @@ impl Framing {
 
     /// What to call an end of stream that came with these bytes still waiting for their frame to be complete.
     pub(crate) fn truncated(&self, bytes: &[u8]) -> FrameError {
-        match self.header(bytes) {
+        match self.header(bytes).or_else(|refused| self.control_header(refused).map(Some)) {
             Ok(Some(header)) => FrameError::Truncated { got: bytes.len() - header.prefix, want: header.message },
             _ => FrameError::TruncatedPrefix { got: bytes.len() },
         }
@@ -516,6 +550,13 @@ pub enum FrameError {
         /// The maximum allowed, in bytes.
         max: usize,
     },
+    /// A control frame of a session is longer than they may be.
+    ControlTooLarge {
+        /// The length declared, in bytes.
+        declared: u64,
+        /// The maximum allowed, in bytes.
+        max: usize,
+    },
     /// The prefix is not the one way to write a length.
     MalformedPrefix {
         /// The prefix.
@@ -595,6 +636,9 @@ impl fmt::Display for FrameError {
             }
             FrameError::Negative { declared, max } => {
                 write!(f, "a message of {declared} bytes was declared, and a length is from 0 to {max}")
+            }
+            FrameError::ControlTooLarge { declared, max } => {
+                write!(f, "a control frame of {declared} bytes was declared, and the maximum is {max}")
             }
             FrameError::MalformedPrefix { seen, fault, max } => {
                 let fault = match fault {

@@ -32,6 +32,8 @@ const GROWTH: usize = 64 * 1024;
 pub struct Message<'a> {
     bytes: &'a [u8],
     read: &'a Read<'a>,
+    /// 0 outside of acknowledged streams.
+    number: u64,
 }
 
 impl<'a> Message<'a> {
@@ -39,6 +41,26 @@ impl<'a> Message<'a> {
     #[inline]
     pub fn as_slice(&self) -> &'a [u8] {
         self.bytes
+    }
+
+    /// Its number in an acknowledged stream, counted from 1; the same when it is sent again. Together with
+    /// [`Peer::stream_id`](crate::Peer::stream_id) it names the message for good: a handler that stores both beside
+    /// what it does can tell a repeat. `None` on other connections.
+    #[inline]
+    pub fn number(&self) -> Option<u64> {
+        (self.number != 0).then_some(self.number)
+    }
+
+    /// The same message with its number.
+    #[inline]
+    pub(crate) fn numbered(self, number: u64) -> Message<'a> {
+        Message { number, ..self }
+    }
+
+    /// Lends a message that was kept.
+    pub(crate) fn lend<T>(message: &Bytes, number: u64, to: impl FnOnce(Message<'_>) -> T) -> T {
+        let read = Read { all: message, shared: OnceCell::from(message.clone()) };
+        to(Message { bytes: message, read: &read, number })
     }
 
     /// The message, to keep.
@@ -101,6 +123,14 @@ pub(crate) enum Delivered {
     Paused,
 }
 
+/// What is found in a session, in the order of the stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Found<'a> {
+    Message(Message<'a>),
+    /// A control frame, without its prefix.
+    Control(&'a [u8]),
+}
+
 /// Where the next bytes from the connection belong.
 pub(crate) enum Room<'a> {
     /// Into the scratch buffer, from this offset on.
@@ -118,11 +148,13 @@ pub(crate) struct Inbox {
     lent: usize,
     /// Whether `held` begins with an incomplete large frame, of this many bytes in all.
     large: Option<usize>,
+    /// Whether control frames may stand between messages.
+    in_session: bool,
 }
 
 impl Inbox {
     pub(crate) fn new(framing: Framing) -> Inbox {
-        Inbox { framing, held: BytesMut::new(), lent: 0, large: None }
+        Inbox { framing, held: BytesMut::new(), lent: 0, large: None, in_session: false }
     }
 
     /// Bytes received that no handler has seen.
@@ -169,19 +201,70 @@ impl Inbox {
         most: usize,
         mut each: impl FnMut(Message<'_>) -> Flow,
     ) -> Result<Delivered, FrameError> {
+        debug_assert!(!self.in_session, "control frames have no place to go");
+        self.deliver_found::<false>(scratch, read, most, &mut |found| match found {
+            Found::Message(message) => each(message),
+            Found::Control(_) => unreachable!("outside of a session a control frame is an error"),
+        })
+    }
+
+    /// The same [in a session](Self::enter_session): messages and control frames, in the order in which they came.
+    ///
+    /// # Errors
+    ///
+    /// A prefix that is not allowed. Everything before it was lent.
+    pub(crate) fn deliver_in_session(
+        &mut self,
+        scratch: &mut [u8],
+        read: usize,
+        most: usize,
+        mut each: impl FnMut(Found<'_>) -> Flow,
+    ) -> Result<Delivered, FrameError> {
+        debug_assert!(self.in_session);
+        self.deliver_found::<true>(scratch, read, most, &mut each)
+    }
+
+    /// Keeps what was read for later, unseen: until it is known what it is.
+    pub(crate) fn keep(&mut self, scratch: &[u8], read: usize) {
+        debug_assert!(self.large.is_none() && self.lent == 0);
+        let kept = self.held.len();
+        self.held.extend_from_slice(&scratch[kept..kept + read]);
+    }
+
+    /// What was received and not seen by any handler.
+    pub(crate) fn unseen(&self) -> &[u8] {
+        &self.held[self.lent..]
+    }
+
+    /// From here on the stream is of this framing, with control frames; `skipped` bytes of what was kept come before.
+    /// Only after a pause, or before anything was delivered.
+    pub(crate) fn enter_session(&mut self, framing: Framing, skipped: usize) {
+        debug_assert!(self.large.is_none() && skipped <= self.held());
+        self.lent += skipped;
+        self.cut_lent();
+        self.framing = framing;
+        self.in_session = true;
+    }
+
+    #[inline]
+    fn deliver_found<const IN_SESSION: bool>(
+        &mut self,
+        scratch: &mut [u8],
+        read: usize,
+        most: usize,
+        each: &mut impl FnMut(Found<'_>) -> Flow,
+    ) -> Result<Delivered, FrameError> {
         if let Some(frame) = self.large {
             if self.held.len() < frame {
                 return Ok(Delivered::All);
             }
-            return Ok(self.deliver_large(&mut each));
+            return Ok(self.deliver_large(each));
         }
         if read == 0 {
-            let (taken, result) = scan(self.framing, &self.held[self.lent..], most, &mut each);
+            let (taken, result) = scan::<IN_SESSION>(self.framing, &self.held[self.lent..], most, each);
             self.lent += taken;
             if result != Ok(Delivered::Paused) || self.held() == 0 {
-                self.held.copy_within(self.lent.., 0);
-                self.held.truncate(self.held.len() - self.lent);
-                self.lent = 0;
+                self.cut_lent();
             }
             return self.settle(result);
         }
@@ -190,15 +273,24 @@ impl Inbox {
         scratch[..torn].copy_from_slice(&self.held);
         self.held.clear();
         let bytes = &scratch[..torn + read];
-        let (taken, result) = scan(self.framing, bytes, most, &mut each);
+        let (taken, result) = scan::<IN_SESSION>(self.framing, bytes, most, each);
         self.held.extend_from_slice(&bytes[taken..]);
         self.settle(result)
+    }
+
+    fn cut_lent(&mut self) {
+        self.held.copy_within(self.lent.., 0);
+        self.held.truncate(self.held.len() - self.lent);
+        self.lent = 0;
     }
 
     /// After a scan: finds out whether what is held is the front of a large frame.
     fn settle(&mut self, result: Result<Delivered, FrameError>) -> Result<Delivered, FrameError> {
         if result == Ok(Delivered::All) && !self.held.is_empty() {
-            let header = self.framing.header(&self.held)?;
+            let header = match self.framing.header(&self.held) {
+                Err(refused) if self.in_session => Some(self.framing.control_header(refused)?),
+                header => header?,
+            };
             let frame = header.map(|header| header.frame()).filter(|frame| *frame >= LARGE_FRAME);
             self.large = frame.filter(|_| self.held.len() >= BEGINNING);
         }
@@ -206,12 +298,12 @@ impl Inbox {
     }
 
     /// The large frame is whole, and nothing is behind it. Its buffer is used again unless the receiver kept it.
-    fn deliver_large(&mut self, each: &mut impl FnMut(Message<'_>) -> Flow) -> Delivered {
+    fn deliver_large(&mut self, each: &mut impl FnMut(Found<'_>) -> Flow) -> Delivered {
         self.large = None;
         let whole = std::mem::take(&mut self.held).freeze();
         let header = self.framing.header(&whole).ok().flatten().expect("checked when the frame began");
         let read = Read { all: &whole, shared: OnceCell::from(whole.clone()) };
-        let flow = each(Message { bytes: &whole[header.prefix..], read: &read });
+        let flow = each(Found::Message(Message { bytes: &whole[header.prefix..], read: &read, number: 0 }));
         drop(read);
         if let Ok(mut buffer) = whole.try_into_mut() {
             buffer.clear();
@@ -231,11 +323,11 @@ impl Inbox {
 
 /// Lends the whole frames at the start of `bytes`; says how many bytes they took and why it stopped.
 #[inline]
-fn scan(
+fn scan<const IN_SESSION: bool>(
     framing: Framing,
     bytes: &[u8],
     most: usize,
-    each: &mut impl FnMut(Message<'_>) -> Flow,
+    each: &mut impl FnMut(Found<'_>) -> Flow,
 ) -> (usize, Result<Delivered, FrameError>) {
     let read = Read { all: bytes, shared: OnceCell::new() };
     let mut at = 0;
@@ -244,11 +336,22 @@ fn scan(
         let header = match framing.header(rest) {
             Ok(Some(header)) if header.frame() <= rest.len() => header,
             Ok(_) => return (at, Ok(Delivered::All)),
+            Err(refused) if IN_SESSION => match framing.control_header(refused) {
+                Ok(header) if header.frame() > rest.len() => return (at, Ok(Delivered::All)),
+                Ok(header) => {
+                    at += header.frame();
+                    if each(Found::Control(&rest[header.prefix..header.frame()])) == Flow::Pause {
+                        return (at, Ok(Delivered::Paused));
+                    }
+                    continue;
+                }
+                Err(error) => return (at, Err(error)),
+            },
             Err(error) => return (at, Err(error)),
         };
         at += header.frame();
-        let message = Message { bytes: &rest[header.prefix..header.frame()], read: &read };
-        if each(message) == Flow::Pause {
+        let message = Message { bytes: &rest[header.prefix..header.frame()], read: &read, number: 0 };
+        if each(Found::Message(message)) == Flow::Pause {
             return (at, Ok(Delivered::Paused));
         }
     }

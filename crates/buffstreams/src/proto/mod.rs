@@ -4,7 +4,11 @@
 //! slice; what is to be written is a list of buffers. So everything in here can be tested at every split of its input.
 
 mod buffers;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod checks;
 mod chunk;
+mod flight;
 pub(crate) mod framing;
 pub(crate) mod inbox;
 pub(crate) mod outbox;
+pub(crate) mod session;

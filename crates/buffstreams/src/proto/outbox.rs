@@ -4,6 +4,8 @@
 //! how many bytes the kernel took. When a connection breaks, the Outbox rewinds to the first frame that is not settled;
 //! only then is a chunk walked frame by frame. A frame begun on one connection is never continued on another.
 //!
+//! In a session, written chunks are kept until they are acknowledged: that half of the Outbox is in `flight.rs`.
+//!
 //! Invariant, checked by [`Outbox::tally`]: `recovered + accepted = settled + failed + in flight`, at every moment.
 
 use std::collections::VecDeque;
@@ -14,6 +16,7 @@ use bytes::Bytes;
 
 use super::buffers::{self, CHUNK};
 use super::chunk::Chunk;
+use super::flight::Flight;
 use super::framing::Framing;
 
 /// From this many bytes on a message that is given as `Bytes` is not copied into a chunk.
@@ -39,6 +42,14 @@ pub enum FailedReason {
     Overflow,
     /// The connection was closed, and its deadline passed before the message was settled.
     Closed,
+    /// The receiver refused the acknowledged stream that the message was for.
+    Refused,
+    /// In a session: the message was given up after it was written, and before it was acknowledged. It may have been
+    /// handled.
+    OutcomeUnknown,
+    /// In a session: the receiver's handler refused the message, or failed three times over it. The failed message's
+    /// [`rejection`](FailedMessage::rejection) says why.
+    Rejected,
 }
 
 impl std::fmt::Display for FailedReason {
@@ -49,8 +60,21 @@ impl std::fmt::Display for FailedReason {
             FailedReason::Expired => "it expired before it could be written",
             FailedReason::Overflow => "newer messages needed its room",
             FailedReason::Closed => "the connection was closed before it could be written",
+            FailedReason::Refused => "the receiver refused the acknowledged stream",
+            FailedReason::OutcomeUnknown => "it was written and not acknowledged, so it may have been handled",
+            FailedReason::Rejected => "the receiver's handler refused it",
         })
     }
+}
+
+/// What a receiver's handler said of a message that it refused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Rejection {
+    /// The handler's own code; 0 if it gave none, and failed three times.
+    pub code: u32,
+    /// For people; at most 256 bytes.
+    pub text: String,
 }
 
 /// A message that was accepted and then given up, back with its owner.
@@ -63,6 +87,8 @@ pub struct FailedMessage {
     pub message: Bytes,
     /// Why it was given up.
     pub reason: FailedReason,
+    /// What the receiver's handler said, if the reason is [`FailedReason::Rejected`].
+    pub rejection: Option<Rejection>,
     /// How many connections were tried, and failed or broke, while it was in hand.
     pub attempts: u32,
     /// How long it was in hand, counted from when the chunk that it rode in was begun: up to the time that chunk stayed
@@ -121,26 +147,36 @@ impl Drop for Begun<'_> {
     }
 }
 
+/// Messages given up, and not yet taken by their owner.
+#[derive(Debug)]
+struct Failed {
+    chunk: Chunk,
+    reason: FailedReason,
+    rejection: Option<Rejection>,
+    at: Instant,
+}
+
 /// The sending side of one connection, without its socket.
 #[derive(Debug)]
 pub(crate) struct Outbox {
-    framing: Framing,
+    pub(super) framing: Framing,
     limit: usize,
     /// Closed chunks, oldest first; those before `handed` were given to the writer.
-    chunks: VecDeque<Chunk>,
-    handed: usize,
+    pub(super) chunks: VecDeque<Chunk>,
+    pub(super) handed: usize,
     tail: Tail,
-    /// Given up, not yet taken by their owner.
-    failed: VecDeque<(Chunk, FailedReason, Instant)>,
+    failed: VecDeque<Failed>,
     /// Bytes of frames in `chunks` and `tail`.
-    bytes: usize,
+    pub(super) bytes: usize,
     /// Bytes of memory in `failed`.
     failed_bytes: usize,
     /// Bytes of room promised to messages that are still to come.
     reserved: usize,
     accepted: u64,
-    settled_count: u64,
+    pub(super) settled_count: u64,
     failed_count: u64,
+    /// What is known beside of chunks that are kept until they are acknowledged; `None` if nothing is.
+    pub(super) flight: Option<Box<Flight>>,
     /// Runs of failed numbers, ascending; `forgotten` failures lie before number `known_from`.
     runs: VecDeque<Range<u64>>,
     forgotten: u64,
@@ -163,6 +199,7 @@ impl Outbox {
             accepted: 0,
             settled_count: 0,
             failed_count: 0,
+            flight: None,
             runs: VecDeque::new(),
             forgotten: 0,
             known_from: 0,
@@ -319,11 +356,26 @@ impl Outbox {
             attempts: 0,
             written: 0,
             touched: false,
+            session: 0,
+            at: None,
         });
+    }
+
+    /// Whether messages are in the tail, and not in a chunk yet.
+    pub(super) fn has_tail(&self) -> bool {
+        self.tail.count > 0
+    }
+
+    /// Closes the tail chunk, and opens none.
+    pub(super) fn close_tail(&mut self) {
+        self.seal_to_keep(Bytes::new());
     }
 
     /// Gives the writer what is to be written next, up to about `most` bytes, in order, and remembers that it has it.
     pub(crate) fn hand(&mut self, most: usize, into: &mut VecDeque<Bytes>) {
+        if self.flight.is_some() {
+            return self.hand_in_session(most, into);
+        }
         let mut total = 0;
         while total < most {
             if self.handed == self.chunks.len() {
@@ -343,6 +395,9 @@ impl Outbox {
     /// The kernel took the next `bytes` of what was handed out; the writer has let go of buffers that are done.
     /// Returns whether anything was settled by that.
     pub(crate) fn wrote(&mut self, mut bytes: usize) -> bool {
+        if self.flight.is_some() {
+            return self.wrote_in_session(bytes);
+        }
         let before = self.settled_count;
         while bytes > 0 {
             let chunk = self.chunks.front_mut().expect("only what was handed out can have been written");
@@ -374,6 +429,9 @@ impl Outbox {
     /// The connection broke: goes back to the first frame that is not settled. Returns whether anything turned out to
     /// be settled.
     pub(crate) fn rewind(&mut self) -> bool {
+        if self.flight.is_some() {
+            return self.rewind_in_session();
+        }
         // The last chunk that was handed out may fill little of its buffer, and is kept from here on.
         if let Some(last) = self.handed.checked_sub(1).and_then(|last| self.chunks.get_mut(last)) {
             last.frames = Bytes::from(buffers::fit(Vec::from(std::mem::take(&mut last.frames))));
@@ -408,12 +466,17 @@ impl Outbox {
         }
     }
 
-    /// Gives up everything that is in flight.
+    /// Gives up everything that is in flight. In a session, what was begun to be written may have arrived.
     pub(crate) fn fail_all(&mut self, reason: FailedReason, now: Instant) {
+        let in_session = self.flight.is_some();
+        if in_session {
+            self.rewind_in_session();
+        }
         self.seal_to_keep(Bytes::new());
         self.handed = 0;
         while let Some(chunk) = self.chunks.pop_front() {
-            self.fail(chunk, reason, now);
+            let is_unknown = in_session && chunk.touched;
+            self.fail(chunk, if is_unknown { FailedReason::OutcomeUnknown } else { reason }, now);
         }
     }
 
@@ -466,11 +529,16 @@ impl Outbox {
     }
 
     fn fail(&mut self, chunk: Chunk, reason: FailedReason, now: Instant) {
+        self.fail_as(chunk, reason, None, now);
+    }
+
+    pub(super) fn fail_as(&mut self, chunk: Chunk, reason: FailedReason, rejection: Option<Rejection>, at: Instant) {
         self.bytes -= chunk.len();
-        self.failed_bytes += chunk.len() + size_of::<Chunk>();
-        self.failed_count += chunk.count;
-        self.remember(chunk.numbers());
-        self.failed.push_back((chunk, reason, now));
+        let failed = Failed { chunk, reason, rejection, at };
+        self.failed_bytes += failed.chunk.len() + failed.overhead();
+        self.failed_count += failed.chunk.count;
+        self.remember(failed.chunk.numbers());
+        self.failed.push_back(failed);
     }
 
     fn remember(&mut self, run: Range<u64>) {
@@ -493,15 +561,18 @@ impl Outbox {
 
     /// The next failed message for its owner. Its bytes no longer count from here on.
     pub(crate) fn take_failed(&mut self) -> Option<FailedMessage> {
-        let (chunk, reason, at) = self.failed.front_mut()?;
+        let failed = self.failed.front_mut()?;
+        let Failed { chunk, reason, at, .. } = failed;
         let (attempts, age, reason) = (chunk.attempts, at.saturating_duration_since(chunk.begun), *reason);
         let (number, message, frame) = chunk.pop(&self.framing)?;
         self.failed_bytes -= frame;
+        let mut rejection = None;
         if chunk.count == 0 {
-            self.failed_bytes -= size_of::<Chunk>();
-            self.failed.pop_front();
+            // A rejected message has a chunk of its own.
+            self.failed_bytes -= failed.overhead();
+            rejection = self.failed.pop_front().and_then(|failed| failed.rejection);
         }
-        Some(FailedMessage { number, message, reason, attempts, age })
+        Some(FailedMessage { number, message, reason, rejection, attempts, age })
     }
 
     /// Whether failed messages wait for their owner.
@@ -524,6 +595,17 @@ impl Outbox {
     /// Bytes of the frames in flight.
     pub(crate) fn in_flight_bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How messages are framed.
+    pub(crate) fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// Bytes of the largest message.
+    #[inline]
+    pub(crate) fn max_message_size(&self) -> usize {
+        self.framing.max_message_size()
     }
 
     /// Bytes that it may hold.
@@ -578,8 +660,15 @@ impl Outbox {
     }
 }
 
+impl Failed {
+    /// Bytes of memory that it takes beside its frames.
+    fn overhead(&self) -> usize {
+        size_of::<Chunk>() + self.rejection.as_ref().map_or(0, |rejection| rejection.text.len())
+    }
+}
+
 /// A chunk's buffer that nobody else holds is used again.
-fn keep_buffer(frames: Bytes) {
+pub(super) fn keep_buffer(frames: Bytes) {
     if let Ok(mut buffer) = frames.try_into_mut() {
         buffer.clear();
         buffers::give(Vec::from(buffer));

@@ -11,6 +11,7 @@ const FLOORS: &[&[&str]] = &[
     &["transport", "shared_outbox"],
     &["sender"],
     &["failed", "handler"],
+    &["session"],
     &["reader", "writer"],
     &["socket"],
     &["house"],

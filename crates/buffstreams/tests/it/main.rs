@@ -9,5 +9,6 @@ mod hostile;
 mod lifecycle;
 mod manager;
 mod receive;
+mod sessions;
 mod support;
 mod typed;

@@ -65,7 +65,7 @@ fn acknowledged_delivery_is_refused_with_1_and_sends_nothing() {
     let (listener, address) = wire::bind();
     let ended = Program::run(["send", &address, "--delivery", "acked"], b"hello\n");
     assert_eq!(ended.code(), Some(1));
-    assert!(ended.stderr.contains("not built yet"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("not built into this program yet"), "{}", ended.stderr);
     listener.set_nonblocking(true).unwrap();
     assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
 }

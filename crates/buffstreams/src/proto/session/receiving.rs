@@ -1,0 +1,299 @@
+//! One connection of a session, on the side that listens: numbers for what comes, room for what cannot be handled yet.
+//!
+//! Invariants: messages are numbered in the order of the stream, from where the sender was told to go on, and without gap
+//! but where the sender says that there is one; those held are in order, come before everything that is still to be read, and take no more bytes than the window that was
+//! reserved. What is known of the stream itself is not here but in [`Streams`](super::streams::Streams).
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::super::framing::Framing;
+use super::super::outbox::Rejection;
+use super::SessionError;
+use super::ledger::{Ledger, Offer, Verdict};
+use super::liveness::Liveness;
+use super::streams::{ACK_DELAY, Stand};
+use super::wire::StreamId;
+
+/// One connection of one stream: the name under which a handler reports what it has finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) stream: StreamId,
+    pub(crate) epoch: u64,
+}
+
+/// One connection of a session, on the side that listens.
+#[derive(Debug)]
+pub(crate) struct Receiving {
+    pub(super) key: Key,
+    pub(super) framing: Framing,
+    /// The number of the message that is read next.
+    pub(super) next: u64,
+    held: VecDeque<(u64, Bytes)>,
+    held_bytes: usize,
+    /// Rejects that the peer was told of on this connection, and has not confirmed.
+    told: BTreeSet<u64>,
+    pub(super) window: usize,
+    /// How many bytes of replies may be in flight.
+    pub(super) reply_window: usize,
+    /// The peer was told that everything up to here is finished.
+    pub(super) acked: u64,
+    pub(super) acked_at: Instant,
+    /// More than that is finished.
+    pub(super) has_news: bool,
+    pub(super) liveness: Liveness,
+    /// This side is about to leave.
+    pub(super) wants_goodbye: bool,
+    pub(super) said_goodbye: bool,
+    /// No message follows: the peer has said goodbye, or confirmed ours.
+    pub(super) is_last: bool,
+    pub(super) owes_confirmation: bool,
+    pub(super) is_over: bool,
+}
+
+impl Receiving {
+    pub(super) fn new(
+        key: Key,
+        framing: Framing,
+        stand: Stand,
+        window: usize,
+        reply_window: usize,
+        liveness: Liveness,
+        now: Instant,
+    ) -> Receiving {
+        Receiving {
+            key,
+            framing,
+            next: stand.dispatched.saturating_add(1),
+            held: VecDeque::new(),
+            held_bytes: 0,
+            told: BTreeSet::new(),
+            window,
+            reply_window,
+            acked: stand.committed,
+            acked_at: now,
+            has_news: false,
+            liveness,
+            wants_goodbye: false,
+            said_goodbye: false,
+            is_last: false,
+            owes_confirmation: false,
+            is_over: false,
+        }
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        self.key
+    }
+
+    /// What both directions speak behind WELCOME.
+    pub(crate) fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    /// Bytes of replies that may be in flight.
+    pub(crate) fn reply_window(&self) -> usize {
+        self.reply_window
+    }
+
+    /// A message was read: its number.
+    ///
+    /// # Errors
+    ///
+    /// If no message may follow, or no number is left.
+    pub(crate) fn number(&mut self) -> Result<u64, SessionError> {
+        if self.is_last {
+            return Err(SessionError::OutOfPlace { frame: "a message", when: "after GOODBYE" });
+        }
+        let number = self.next;
+        self.next = number.checked_add(1).ok_or(SessionError::NumbersExhausted)?;
+        Ok(number)
+    }
+
+    /// The sender leaves numbers out: the next message that is read has this one.
+    pub(super) fn skip(&mut self, number: u64) -> Result<(), SessionError> {
+        if number <= self.next {
+            return Err(SessionError::SkipsBack { number, next: self.next });
+        }
+        self.next = number;
+        Ok(())
+    }
+
+    /// Holds a message that cannot be handled now, unless the peer knows that it is finished: it does not count it any
+    /// more. They come back in order, by [`take_held`](Self::take_held).
+    ///
+    /// # Errors
+    ///
+    /// If more is held than the window allows: the peer has sent more than it may.
+    pub(crate) fn hold(&mut self, number: u64, message: Bytes) -> Result<(), SessionError> {
+        debug_assert!(self.held.back().is_none_or(|(last, _)| *last < number));
+        if number <= self.acked || self.told.contains(&number) {
+            return Ok(());
+        }
+        self.held_bytes += self.frame_size(&message);
+        self.held.push_back((number, message));
+        if self.held_bytes > self.window {
+            return Err(SessionError::WindowExceeded { held: self.held_bytes, window: self.window });
+        }
+        Ok(())
+    }
+
+    /// The next message that was held: it comes before anything that is read.
+    pub(crate) fn take_held(&mut self) -> Option<(u64, Bytes)> {
+        let (number, message) = self.held.pop_front()?;
+        self.held_bytes -= self.frame_size(&message);
+        Some((number, message))
+    }
+
+    /// Puts a message back to where it was taken from, or read: before all that are held.
+    pub(crate) fn put_back(&mut self, number: u64, message: Bytes) {
+        debug_assert!(number < self.next_to_begin());
+        self.held_bytes += self.frame_size(&message);
+        self.held.push_front((number, message));
+    }
+
+    /// The peer is told that everything up to `number` is finished. It may have sent some of it again: that room is the
+    /// peer's from now on.
+    pub(super) fn acknowledge(&mut self, number: u64) {
+        self.acked = number;
+        while self.held.front().is_some_and(|(held, _)| *held <= number) {
+            self.take_held();
+        }
+    }
+
+    /// The peer is told of a reject. The same goes for that message.
+    pub(super) fn tell(&mut self, number: u64) {
+        self.told.insert(number);
+        if let Ok(index) = self.held.binary_search_by_key(&number, |(held, _)| *held)
+            && let Some((_, message)) = self.held.remove(index)
+        {
+            self.held_bytes -= self.frame_size(&message);
+        }
+    }
+
+    /// The peer has confirmed a reject: it sends that message no more.
+    pub(super) fn confirmed(&mut self, number: u64) {
+        self.told.remove(&number);
+    }
+
+    /// The number of the next message that is not begun: held, or still to be read.
+    pub(crate) fn next_to_begin(&self) -> u64 {
+        self.held.front().map_or(self.next, |(first, _)| *first)
+    }
+
+    /// Bytes that the peer may have in flight: reserved here.
+    #[cfg(test)]
+    pub(crate) fn window(&self) -> usize {
+        self.window
+    }
+
+    /// Bytes of the frames that are held.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    fn frame_size(&self, message: &Bytes) -> usize {
+        self.framing.prefix_width(message.len()) + message.len()
+    }
+
+    /// Whether this message is held, or still to be read.
+    pub(super) fn brings(&self, number: u64) -> bool {
+        number >= self.next_to_begin()
+    }
+
+    /// Begins to leave: the sender is asked to stop, and to wait for what is in flight.
+    pub(crate) fn drain(&mut self) {
+        self.wants_goodbye = true;
+    }
+
+    /// Whether no message follows and all that came are acknowledged: this side may end its stream.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.is_last && self.held.is_empty() && self.acked + 1 >= self.next && !self.owes_confirmation
+    }
+
+    /// Whether it was refused further service, and only has to be closed.
+    #[cfg(test)]
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Bytes came.
+    pub(crate) fn heard(&mut self, now: Instant) {
+        self.liveness.heard(now);
+    }
+
+    /// Bytes went.
+    #[cfg(test)]
+    pub(crate) fn spoke(&mut self, now: Instant) {
+        self.liveness.spoke(now);
+    }
+
+    /// Whether the peer has been silent for too long.
+    pub(crate) fn is_dead(&self, now: Instant) -> bool {
+        self.liveness.is_dead(now)
+    }
+
+    /// When to look again, if nothing happens before: to say something, to acknowledge, or because the peer is dead.
+    pub(crate) fn wake_at(&self) -> Instant {
+        let ack = self.has_news.then(|| self.acked_at + ACK_DELAY);
+        ack.map_or(self.liveness.next(), |ack| ack.min(self.liveness.next()))
+    }
+
+    /// Whether what is finished should be acknowledged now: when nothing is being worked on, when it is half of all that
+    /// came, and otherwise ten times a second.
+    pub(super) fn ack_is_due(&self, committed: u64, is_idle: bool, now: Instant) -> bool {
+        let news = committed.saturating_sub(self.acked);
+        let outstanding = (self.next - 1).saturating_sub(self.acked);
+        let waited = now.saturating_duration_since(self.acked_at);
+        news > 0 && ((is_idle && self.held.is_empty()) || news >= outstanding / 2 || waited >= ACK_DELAY)
+    }
+}
+
+/// The right to hand messages of a stream to its handler, for one batch: taken from and given back to
+/// [`Streams`](super::streams::Streams), so that no lock is held while user's code runs.
+#[derive(Debug)]
+#[must_use = "a turn that is not ended leaves its stream without one for ever"]
+pub(crate) struct Turn {
+    pub(super) key: Key,
+    pub(super) ledger: Ledger,
+    /// How many more may be rejected, or be open, before some are confirmed.
+    pub(super) rejects_left: usize,
+}
+
+impl Turn {
+    /// What was known when the turn began, to [go back](Self::restore) to it.
+    pub(crate) fn remembered(&self) -> Ledger {
+        self.ledger.clone()
+    }
+
+    /// Nothing of this turn has happened: the handler could not store it.
+    pub(crate) fn restore(&mut self, before: Ledger) {
+        self.ledger = before;
+    }
+
+    /// Asks what to do with the next message.
+    pub(crate) fn offer(&mut self, number: u64) -> Offer {
+        if self.ledger.open() + self.ledger.rejected.len() >= self.rejects_left && number > self.ledger.highest() {
+            return Offer::Wait;
+        }
+        self.ledger.offer(number, self.key.epoch)
+    }
+
+    /// The handler is done with a message. One that is not reported in its turn is in the handler's hands, and
+    /// [reported later](super::streams::Streams::report).
+    pub(crate) fn finish(&mut self, number: u64) {
+        self.ledger.finish(number);
+    }
+
+    /// The handler refuses a message for good.
+    pub(crate) fn reject(&mut self, number: u64, rejection: Rejection) {
+        self.ledger.reject(number, rejection);
+    }
+
+    /// The handler has failed over a message, or panicked.
+    pub(crate) fn fail(&mut self, number: u64, why: &str) -> Verdict {
+        self.ledger.fail(number, why)
+    }
+}

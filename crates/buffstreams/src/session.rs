@@ -1,0 +1,487 @@
+//! Acknowledged streams between an open socket and its handler, on either side.
+//!
+//! What they say and what follows from what they hear is in `proto/session`; this file feeds it with what was read, hands
+//! messages to the handler when it is their turn, and reports what became of them. A session's reader always keeps
+//! reading, so that acknowledgements and heartbeats never wait behind messages that nobody takes: those are held, and the
+//! window bounds them. No lock is held while a handler runs.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::handler::{Ended, Handler, HandlerError};
+use crate::proto::framing::Framing;
+use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Message};
+use crate::proto::session::SessionError;
+use crate::proto::session::ledger::{Ledger, Offer, Verdict};
+use crate::proto::session::receiving::{Receiving, Turn};
+use crate::proto::session::sending::Heard;
+use crate::proto::session::streams::{Begun, Opened, Outcome, Streams, Terms, Told};
+use crate::proto::session::wire::{Control, Hello, Refuse, RefuseCode, StreamId, handshake_framing};
+use crate::shared_outbox::SharedOutbox;
+
+/// All acknowledged streams of a listener.
+pub(crate) struct Sessions {
+    streams: Mutex<Streams<Arc<SharedOutbox>>>,
+    terms: Terms,
+    stored: Box<dyn Fn(StreamId) -> Option<u64> + Send + Sync>,
+}
+
+impl fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").field("terms", &self.terms).finish_non_exhaustive()
+    }
+}
+
+impl Sessions {
+    /// None yet. All windows together take at most `memory` bytes.
+    pub(crate) fn new(
+        terms: Terms,
+        memory: usize,
+        stored: impl Fn(StreamId) -> Option<u64> + Send + Sync + 'static,
+    ) -> Sessions {
+        Sessions { streams: Mutex::new(Streams::new(fastrand::u64(..), memory)), terms, stored: Box::new(stored) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Streams<Arc<SharedOutbox>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers to what came first on a connection that asks for a session. If it is refused, that is said before the
+    /// connection ends.
+    pub(crate) fn open(self: &Arc<Self>, frame: &[u8], replies: &Arc<SharedOutbox>) -> Result<Accepted, Ended> {
+        let refused = |refuse: Refuse| {
+            let why = format!("a session was refused: {}", refuse.text);
+            say_last(replies, refuse);
+            Ended::Violated(why)
+        };
+        let hello = match Control::decode(frame) {
+            Ok(Control::Hello(hello)) => hello,
+            Ok(control) => {
+                let error = SessionError::OutOfPlace { frame: control.name(), when: "before HELLO" };
+                return Err(refused(error.refuse()));
+            }
+            Err(error) => return Err(refused(SessionError::from(error).refuse())),
+        };
+        let Hello { stream, ref token, .. } = hello;
+        // Only asked for what nobody knows: user's code, which must not run under the lock.
+        let stored = if self.lock().knows(stream) { None } else { (self.stored)(stream) };
+        let opened = self.lock().open(&hello, stored, &self.terms, Arc::clone(replies), Instant::now());
+        let Opened { receiving, greeting, fenced } = opened.map_err(refused)?;
+        let accepted = Accepted { sessions: Arc::clone(self), receiving, replies: Arc::clone(replies) };
+        if let Some(older) = fenced {
+            older.wake();
+        }
+        if !replies.enter_session(accepted.receiving.framing(), accepted.receiving.reply_window()) {
+            return Err(Ended::Violated("a session was asked for after the handler had sent plain messages".into()));
+        }
+        replies.name_peer_stream(stream, token.clone());
+        replies.say(|out| out.extend_from_slice(&greeting));
+        tracing::debug!(%stream, epoch = hello.epoch, "a session was opened");
+        Ok(accepted)
+    }
+
+    /// Refuses every session, as a listener without them does.
+    pub(crate) fn refuse_all(replies: &Arc<SharedOutbox>) -> Ended {
+        let text = "this listener takes no sessions".to_owned();
+        say_last(replies, Refuse { code: RefuseCode::NO_SESSIONS, detail: 0, text });
+        Ended::Violated("a session was asked for, and there are none here".into())
+    }
+}
+
+/// A refusal before there is a session.
+fn say_last(replies: &Arc<SharedOutbox>, refuse: Refuse) {
+    if replies.enter_session(handshake_framing(), 0) {
+        replies.say(|out| Control::Refuse(refuse).put(&handshake_framing(), out));
+    }
+}
+
+/// One connection of a session, on the side that listens.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    sessions: Arc<Sessions>,
+    receiving: Receiving,
+    replies: Arc<SharedOutbox>,
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        let waiting = self.sessions.lock().close(&self.receiving);
+        if let Some(newer) = waiting {
+            newer.wake();
+        }
+    }
+}
+
+/// What one call of [`Accepted::deliver`] or [`Dialled::deliver`] came to.
+#[derive(Debug, Default)]
+pub(crate) struct Handled {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) handler_errors: u64,
+    /// A message must be handled again that this connection has behind it.
+    pub(crate) must_be_sent_again: bool,
+}
+
+impl Accepted {
+    pub(crate) fn framing(&self) -> Framing {
+        self.receiving.framing()
+    }
+
+    pub(crate) fn heard(&mut self) {
+        self.receiving.heard(Instant::now());
+    }
+
+    /// Whether messages wait for the handler or for their turn.
+    pub(crate) fn has_held(&self) -> bool {
+        self.receiving.held_bytes() > 0
+    }
+
+    /// The sender is to finish, and to leave.
+    pub(crate) fn drain(&mut self) {
+        self.receiving.drain();
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.receiving.is_drained()
+    }
+
+    pub(crate) fn is_dead(&self, now: Instant) -> bool {
+        self.receiving.is_dead(now)
+    }
+
+    pub(crate) fn wake_at(&self) -> Instant {
+        self.receiving.wake_at()
+    }
+
+    /// Lets the writer say what is due, unless it has not said what was due before. Returns whether there is anything new.
+    pub(crate) fn say(&mut self) -> bool {
+        let Accepted { sessions, receiving, replies } = self;
+        let now = Instant::now();
+        replies.say(|out| sessions.lock().controls(receiving, now, out))
+    }
+
+    /// What became of messages that the handler had kept in hand.
+    pub(crate) fn report(&mut self, handler: &mut impl Handler) -> Handled {
+        let mut handled = Handled::default();
+        let mut outcomes = Vec::new();
+        handler.take_outcomes(&mut |number, result| outcomes.push((number, result)));
+        if outcomes.is_empty() {
+            return handled;
+        }
+        let key = self.receiving.key();
+        let mut waiting = None;
+        let mut streams = self.sessions.lock();
+        for (number, result) in outcomes {
+            handled.handler_errors += u64::from(result.is_err());
+            let outcome = match result {
+                Ok(()) => Outcome::Finished,
+                Err(error) => match error.rejection() {
+                    Some(rejection) => Outcome::Refused(rejection.clone()),
+                    None => Outcome::Failed(error.to_string()),
+                },
+            };
+            let (again, newer) = streams.report(key, number, outcome);
+            handled.must_be_sent_again |= again;
+            waiting = waiting.or(newer);
+        }
+        drop(streams);
+        if let Some(newer) = waiting {
+            newer.wake();
+        }
+        handled
+    }
+
+    /// Hands what was held and what was read to the handler, as far as it is its turn; the rest is held.
+    pub(crate) fn deliver(
+        &mut self,
+        inbox: &mut Inbox,
+        scratch: &mut [u8],
+        read: usize,
+        handler: Option<&mut impl Handler>,
+        mut is_over: impl FnMut(u64) -> bool,
+    ) -> (Handled, Result<Delivered, Ended>) {
+        let mut batch = match self.begin(handler) {
+            Ok(batch) => batch,
+            Err(ended) => return (Handled::default(), Err(ended)),
+        };
+        let Accepted { sessions, receiving, replies } = self;
+        let mut ended = None;
+        let delivered = catch_unwind(AssertUnwindSafe(|| {
+            while batch.is_ready()
+                && let Some((number, message)) = receiving.take_held()
+            {
+                if !Message::lend(&message, number, |lent| batch.handle(number, lent)) {
+                    receiving.put_back(number, message);
+                    break;
+                }
+                if is_over(batch.handled.messages) {
+                    break;
+                }
+            }
+            let delivered = inbox.deliver_in_session(scratch, read, usize::MAX, |found| {
+                let result = match found {
+                    Found::Control(frame) => told(sessions, receiving, replies, frame),
+                    Found::Message(message) => receiving.number().and_then(|number| {
+                        let goes_on = receiving.held_bytes() == 0 && batch.is_ready();
+                        if goes_on && batch.handle(number, message.numbered(number)) {
+                            return Ok(());
+                        }
+                        receiving.hold(number, message.to_bytes())
+                    }),
+                };
+                match result {
+                    Ok(()) if is_over(batch.handled.messages) => Flow::Pause,
+                    Ok(()) => Flow::Continue,
+                    Err(error) => {
+                        ended = Some(error);
+                        Flow::Pause
+                    }
+                }
+            });
+            (delivered, batch.flush())
+        }));
+        let handled = std::mem::take(&mut batch.handled);
+        let result = match delivered {
+            Err(_) => {
+                batch.panicked();
+                Err(Ended::HandlerPanicked)
+            }
+            Ok((_, Err(error))) => {
+                // Nothing of this batch was stored: none of it is finished.
+                batch.forget();
+                Err(Ended::HandlerFailed(error))
+            }
+            Ok((Err(malformed), Ok(()))) => Err(Ended::Malformed(malformed)),
+            Ok((Ok(delivered), Ok(()))) => Ok(delivered),
+        };
+        let turn = batch.turn;
+        let waiting = turn.and_then(|turn| sessions.lock().end(turn));
+        if let Some(newer) = waiting {
+            newer.wake();
+        }
+        match (ended, result) {
+            (Some(error), Ok(_)) => {
+                let framing = receiving.framing();
+                replies.say(|out| Control::Refuse(error.refuse()).put(&framing, out));
+                (handled, Err(Ended::Violated(error.to_string())))
+            }
+            (_, result) => (handled, result),
+        }
+    }
+
+    /// Asks for a turn, if the handler is ready for one.
+    fn begin<'h, H: Handler>(&mut self, handler: Option<&'h mut H>) -> Result<Batch<'h, H>, Ended> {
+        let turn = match &handler {
+            None => None,
+            Some(_) => match self.sessions.lock().begin(&self.receiving) {
+                Begun::Turn(turn) => Some(turn),
+                Begun::Wait => None,
+                Begun::Fenced => return Err(Ended::Fenced),
+                Begun::Behind => return Err(Ended::SendAgain),
+            },
+        };
+        let before = turn.as_ref().map(Turn::remembered);
+        Ok(Batch { handler, turn, before, in_hand: None, handled: Handled::default() })
+    }
+}
+
+/// A control frame came.
+fn told(
+    sessions: &Sessions,
+    receiving: &mut Receiving,
+    replies: &SharedOutbox,
+    frame: &[u8],
+) -> Result<(), SessionError> {
+    let told = sessions.lock().control(receiving, Control::decode(frame)?)?;
+    match told {
+        Told::RepliesTaken(number) => replies.replies_taken(number),
+        Told::TryAgain => {
+            replies.wake();
+            Ok(())
+        }
+        Told::Nothing | Told::Goodbye => Ok(()),
+    }
+}
+
+/// Messages given to a handler in one turn.
+struct Batch<'h, H> {
+    handler: Option<&'h mut H>,
+    turn: Option<Turn>,
+    /// What was known before.
+    before: Option<Ledger>,
+    /// The message that the handler is at.
+    in_hand: Option<u64>,
+    handled: Handled,
+}
+
+impl<H: Handler> Batch<'_, H> {
+    fn is_ready(&self) -> bool {
+        self.turn.is_some() && self.handler.is_some()
+    }
+
+    /// Gives a message to the handler, again if it fails for the moment. `false` if it is not its turn.
+    #[inline]
+    fn handle(&mut self, number: u64, message: Message<'_>) -> bool {
+        let (Some(turn), Some(handler)) = (&mut self.turn, &mut self.handler) else { return false };
+        loop {
+            match turn.offer(number) {
+                Offer::Handle => {}
+                Offer::Repeat => return true,
+                Offer::Wait => return false,
+            }
+            self.in_hand = Some(number);
+            let result = handler.message(message);
+            self.in_hand = None;
+            match result {
+                Ok(()) => {
+                    self.handled.messages += 1;
+                    self.handled.bytes += message.len() as u64;
+                    if !handler.defers() {
+                        turn.finish(number);
+                    }
+                    return true;
+                }
+                Err(error) => {
+                    self.handled.handler_errors += 1;
+                    if let Some(rejection) = error.rejection() {
+                        turn.reject(number, rejection.clone());
+                        return true;
+                    }
+                    if turn.fail(number, &error.to_string()) == Verdict::Rejected {
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), HandlerError> {
+        match &mut self.handler {
+            Some(handler) if self.handled.messages > 0 => handler.batch_end(),
+            _ => Ok(()),
+        }
+    }
+
+    fn panicked(&mut self) {
+        if let (Some(number), Some(turn)) = (self.in_hand, &mut self.turn) {
+            turn.fail(number, "the handler panicked");
+        }
+    }
+
+    fn forget(&mut self) {
+        if let (Some(before), Some(turn)) = (self.before.take(), &mut self.turn) {
+            turn.restore(before);
+        }
+    }
+}
+
+/// One connection of a session, on the side that dials: what is heard about messages, and replies that come.
+#[derive(Debug, Default)]
+pub(crate) struct Dialled {
+    /// Replies that wait for the handler.
+    held: VecDeque<Bytes>,
+    is_welcome: bool,
+}
+
+impl Dialled {
+    pub(crate) fn has_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Hands replies to the handler if it is ready, and tells the Outbox what was heard.
+    pub(crate) fn deliver(
+        &mut self,
+        inbox: &mut Inbox,
+        scratch: &mut [u8],
+        read: usize,
+        mut handler: Option<&mut impl Handler>,
+        outbox: &SharedOutbox,
+    ) -> (Handled, Result<Delivered, Ended>) {
+        let Dialled { held, is_welcome } = self;
+        let mut handled = Handled::default();
+        let mut ended = None;
+        let mut welcomed = false;
+        let mut errors = 0;
+        let delivered = catch_unwind(AssertUnwindSafe(|| {
+            let mut take = |message: Message<'_>| {
+                let Some(handler) = &mut handler else { return false };
+                handled.messages += 1;
+                handled.bytes += message.len() as u64;
+                errors += u64::from(handler.message(message).is_err());
+                true
+            };
+            while let Some(message) = held.pop_front() {
+                if !Message::lend(&message, 0, &mut take) {
+                    held.push_front(message);
+                    break;
+                }
+            }
+            let delivered = inbox.deliver_in_session(scratch, read, usize::MAX, |found| {
+                let result = match found {
+                    Found::Control(frame) => outbox.hear(frame),
+                    Found::Message(message) => {
+                        let counted = outbox.with_sending(|sending, _| sending.reply()).unwrap_or(Ok(()));
+                        if counted.is_ok() && !(held.is_empty() && take(message)) {
+                            held.push_back(message.to_bytes());
+                        }
+                        counted.map(|()| Heard::Nothing)
+                    }
+                };
+                match result {
+                    Ok(Heard::Nothing | Heard::Resolved) => return Flow::Continue,
+                    Ok(Heard::Welcomed { lost }) => {
+                        welcomed = true;
+                        if let Some(lost) = lost {
+                            let (from, to) = (lost.from, lost.to);
+                            tracing::warn!(from, to, "the receiver lost its state: these may be handled twice");
+                        }
+                    }
+                    Ok(Heard::Refused(refuse)) => {
+                        let Refuse { code, text, .. } = refuse;
+                        ended = Some(Ended::Refused { why: text, is_temporary: code.is_temporary() });
+                    }
+                    Ok(Heard::Draining) => tracing::info!("the receiver is about to leave"),
+                    Ok(Heard::Forgotten) => {}
+                    Err(error) => ended = Some(Ended::Violated(error.to_string())),
+                }
+                Flow::Pause
+            });
+            let flushed = match &mut handler {
+                Some(handler) => handler.batch_end(),
+                None => Ok(()),
+            };
+            (delivered, flushed)
+        }));
+        handled.handler_errors = errors;
+        outbox.with_sending(|sending, _| sending.took_replies(handled.messages));
+        if welcomed {
+            *is_welcome = true;
+            if let Some(framing) = outbox.with_sending(|sending, _| sending.framing()) {
+                inbox.enter_session(framing, 0);
+            }
+        }
+        let result = match (delivered, ended) {
+            (Err(_), _) => Err(Ended::HandlerPanicked),
+            (_, Some(ended)) => Err(ended),
+            (Ok((Err(malformed), _)), None) => Err(Ended::Malformed(malformed)),
+            (Ok((_, Err(error))), None) => Err(Ended::HandlerFailed(error)),
+            (Ok((Ok(delivered), Ok(()))), None) => Ok(delivered),
+        };
+        (handled, result)
+    }
+
+    /// What an end of stream means: before the answer, that there are no sessions there.
+    pub(crate) fn ended(&self, otherwise: Ended) -> Ended {
+        if self.is_welcome {
+            return otherwise;
+        }
+        let why = "the peer closed the connection when it was asked for a session: its listener may not know them, as \
+                   that of BuffStreams for Go does not";
+        Ended::Refused { why: why.into(), is_temporary: true }
+    }
+}
