@@ -243,6 +243,9 @@ impl<S: Service> ConnectionBuilder<S> {
         let framing = self.framing()?;
         let target = self.target(address.try_into()?);
         let first = target.connect(Duration::MAX).await?;
+        if self.settings.delivery == Delivery::Sent {
+            return Ok(self.start(framing, Some(target), Some(first), None));
+        }
         let (answer, answered) = oneshot::channel();
         let text = target.address.to_string();
         let connection = self.start(framing, Some(target), Some(first), Some(answer));
@@ -311,7 +314,7 @@ impl<S: Service> ConnectionBuilder<S> {
         Target { address, liveness: self.settings.liveness, connect_deadline: self.settings.connect_deadline }
     }
 
-    /// `answer` hears how the first attempt to open a session went; at once, if none is asked for.
+    /// `answer` hears how the first attempt to open a session went.
     fn start(
         self,
         framing: Framing,

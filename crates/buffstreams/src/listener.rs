@@ -142,7 +142,8 @@ impl ListenerBuilder {
         self
     }
 
-    /// What happens to a connection whose handler returns an error. Default [`OnHandlerError::Continue`].
+    /// What happens to a connection whose handler returns an error. Default [`OnHandlerError::Continue`]. On acknowledged
+    /// streams the message is tried again whatever this says, and rejected after three times.
     pub fn on_handler_error(mut self, policy: OnHandlerError) -> Self {
         self.on_handler_error = policy;
         self

@@ -307,7 +307,7 @@ impl<H: Handler> Reader<H> {
             return false;
         }
         let handled = session.report(&mut self.handler);
-        self.demands.received.handler_errors.fetch_add(handled.handler_errors, Ordering::Relaxed);
+        self.demands.note_errors(handled.handler_errors);
         handled.must_be_sent_again
     }
 
@@ -324,7 +324,7 @@ impl<H: Handler> Reader<H> {
             return self.deliver_in_session(scratch, read, is_ready, replies, turn);
         }
         self.inbox.keep(scratch, read);
-        self.heard(true);
+        self.heard(true, false);
         match Preface::of(self.inbox.unseen()) {
             Preface::Incomplete => Ok(Delivered::All),
             Preface::Plain => {
@@ -390,20 +390,20 @@ impl<H: Handler> Reader<H> {
             Mode::Plain | Mode::Undecided => unreachable!("there is no session"),
         };
         demands.received.count(handled.messages, handled.bytes);
-        demands.received.handler_errors.fetch_add(handled.handler_errors, Ordering::Relaxed);
-        self.heard(read > 0);
+        demands.note_errors(handled.handler_errors);
+        self.heard(read > 0, handled.frames > 0);
         result
     }
 
-    /// Sets the clocks of the peer.
-    fn heard(&mut self, anything: bool) {
+    /// Sets the clocks of the peer: whether anything came, and whether any frame was whole.
+    fn heard(&mut self, anything: bool, whole: bool) {
         let now = Instant::now();
         if anything {
             self.last_read = now;
         }
         if self.inbox.held() == 0 {
             self.frame_since = None;
-        } else if self.frame_since.is_none() {
+        } else if whole || self.frame_since.is_none() {
             self.frame_since = Some(now);
         }
     }
@@ -576,6 +576,16 @@ impl<H: Handler> Reader<H> {
 }
 
 impl Demands {
+    /// Counts and logs errors over messages of an acknowledged stream, whose senders hear of them if they last.
+    fn note_errors(&self, errors: u64) {
+        if errors > 0 {
+            self.received.handler_errors.fetch_add(errors, Ordering::Relaxed);
+            let log =
+                |left_out| tracing::warn!(errors, left_out, "a handler failed over messages of an acknowledged stream");
+            self.handler_errors.warn(log);
+        }
+    }
+
     /// Counts and logs a handler's error; gives it back if the policy is to close.
     fn judge(&self, error: HandlerError) -> Option<HandlerError> {
         self.received.handler_errors.fetch_add(1, Ordering::Relaxed);

@@ -123,6 +123,8 @@ pub(crate) struct Handled {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
     pub(crate) handler_errors: u64,
+    /// Whole frames that were found, control frames among them.
+    pub(crate) frames: u64,
     /// A message must be handled again that this connection has behind it.
     pub(crate) must_be_sent_again: bool,
 }
@@ -224,6 +226,7 @@ impl Accepted {
                 }
             }
             let delivered = inbox.deliver_in_session(scratch, read, usize::MAX, |found| {
+                batch.handled.frames += 1;
                 let result = match found {
                     Found::Control(frame) => told(sessions, receiving, replies, frame),
                     Found::Message(message) => receiving.number().and_then(|number| {
@@ -406,7 +409,7 @@ impl Dialled {
         let mut handled = Handled::default();
         let mut ended = None;
         let mut welcomed = false;
-        let mut errors = 0;
+        let (mut errors, mut frames) = (0, 0);
         let delivered = catch_unwind(AssertUnwindSafe(|| {
             let mut take = |message: Message<'_>| {
                 let Some(handler) = &mut handler else { return false };
@@ -422,6 +425,7 @@ impl Dialled {
                 }
             }
             let delivered = inbox.deliver_in_session(scratch, read, usize::MAX, |found| {
+                frames += 1;
                 let result = match found {
                     Found::Control(frame) => outbox.hear(frame),
                     Found::Message(message) => {
@@ -457,7 +461,7 @@ impl Dialled {
             };
             (delivered, flushed)
         }));
-        handled.handler_errors = errors;
+        (handled.handler_errors, handled.frames) = (errors, frames);
         outbox.with_sending(|sending, _| sending.took_replies(handled.messages));
         if welcomed {
             *is_welcome = true;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use buffstreams::{
     Backoff, Bytes, Connection, ConnectionBuilder, Delivery, ErrorKind, FailedMessage, FailedReason, Handler,
@@ -362,6 +362,52 @@ async fn a_server_that_shuts_down_finishes_what_it_was_sent_and_the_sender_waits
     assert!(ledger.numbers().into_iter().eq(0..2_000), "what was acknowledged is not sent to the next");
     in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
     drop(server);
+}
+
+/// Passes bytes on, both ways; what goes there lacks its last byte until more comes, while `withholds` says so.
+async fn withholding_proxy(target: String, withholds: Arc<AtomicBool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let (mut near, mut far) = (listener.accept().await.unwrap().0, TcpStream::connect(&target).await.unwrap());
+        let (mut there, mut back) = (Vec::new(), vec![0; 16 * 1024]);
+        loop {
+            tokio::select! {
+                read = near.read_buf(&mut there) => {
+                    let Ok(1..) = read else { return };
+                    let kept = there.split_off(there.len() - usize::from(withholds.load(Ordering::Relaxed)));
+                    far.write_all(&there).await.unwrap();
+                    there = kept;
+                }
+                read = far.read(&mut back) => {
+                    let Ok(read @ 1..) = read else { return };
+                    near.write_all(&back[..read]).await.unwrap();
+                }
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_frame_deadline_begins_anew_with_every_frame() {
+    let deadline = Duration::from_secs(1);
+    let listener = Listener::builder().frame_deadline(deadline).bind("127.0.0.1:0").await.unwrap();
+    let server = listener.spawn(|_: &[u8]| Ok(()));
+    let withholds = Arc::new(AtomicBool::new(false));
+    let address = withholding_proxy(server.local_address().to_string(), Arc::clone(&withholds)).await;
+    let connection = acked().dial(address.as_str()).await.unwrap();
+    withholds.store(true, Ordering::Relaxed);
+    let began = Instant::now();
+    while began.elapsed() < deadline + deadline / 2 {
+        connection.send(&[7; 1_000]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    withholds.store(false, Ordering::Relaxed);
+    connection.send(b"the last").await.unwrap();
+    in_time("it is flushed", connection.flush()).await.unwrap();
+    assert_eq!(server.stats().connected, 1);
+    in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
 }
 
 /// Passes bytes on, both ways, until so many have gone or the given number of connections was cut: then it lets them live.
