@@ -140,6 +140,9 @@ pub(crate) fn cases(quick: bool, scale: f64) -> Vec<Case> {
                 )
                 .lanes(&["raw"], Load::stream(110, count(12_000_000, 0)))
                 .lanes(&TYPED, Load { work: Work::Notes, ..Load::stream(110, count(6_000_000, 0)) }),
+            Case::new("p9", "Acknowledged messages", Unit::MessagesPerSecond)
+                .asks("Messages of 110 bytes whose receiver says that its handler is done with them. What does that cost?")
+                .lanes(&["raw", "buffstreams", "buffstreams-acked"], Load::stream(110, count(15_000_000, 0))),
             Case::new("original", "The Go library's own benchmark", Unit::MessagesPerSecond)
                 .asks("Sixteen senders to one listener, protobuf messages of 110 bytes, decoded on arrival.")
                 .lanes(&["raw"], Load { connections: 16, ..Load::stream(110, count(12_000_000, 0)) })

@@ -43,6 +43,7 @@ pub(crate) static SYSTEMS: &[System] = &[
     raw::SYSTEM,
     buffstreams::SYSTEM,
     buffstreams::PROST,
+    buffstreams::ACKED,
     tokio_codec::SYSTEM,
     tokio_codec::EACH,
     PROTOSOCKET,

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use buffstreams::{
-    Connection, Framing, Handler, HandlerResult, Listener, Message, Peer, Prefix, Service, per_connection, typed,
+    Connection, Delivery, Framing, Handler, HandlerResult, Listener, Message, Peer, Prefix, Service, per_connection,
+    typed,
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -45,6 +46,14 @@ pub(crate) const PROST: System = System {
     ..SYSTEM
 };
 
+pub(crate) const ACKED: System = System {
+    name: "buffstreams-acked",
+    about: "this project with Delivery::Acked: a message is settled when the receiver says that its handler has returned",
+    settings: "as buffstreams, and a window of 4 MiB",
+    runner: Some(&BuffStreams { kind: Kind::Acked }),
+    ..SYSTEM
+};
+
 /// From this size on a message is handed over instead of copied.
 const LARGE: usize = 32 * 1024;
 
@@ -54,11 +63,22 @@ const MEMORY_AMONG_MANY: usize = 256 * 1024;
 
 const CLOSING: Duration = Duration::from_secs(60);
 
-/// How protobuf messages are encoded and decoded.
+/// How protobuf messages are encoded and decoded, and how messages are delivered.
 #[derive(Clone, Copy)]
 enum Kind {
     Views,
     Prost,
+    /// Messages of bytes, acknowledged.
+    Acked,
+}
+
+impl Kind {
+    fn delivery(self) -> Delivery {
+        match self {
+            Kind::Acked => Delivery::Acked,
+            Kind::Views | Kind::Prost => Delivery::Sent,
+        }
+    }
 }
 
 struct BuffStreams {
@@ -77,7 +97,7 @@ impl Runner for BuffStreams {
                     let answer = move |peer: &Peer| Answer { counter: tally.counter(), peer: peer.clone() };
                     serve(load, per_connection(answer)).await
                 }
-                (Work::Notes, Kind::Views) => {
+                (Work::Notes, Kind::Views | Kind::Acked) => {
                     let service = typed::buffa::per_connection::<views::Note, _>(move |_: &Peer| {
                         let mut counter = tally.counter();
                         move |note: NoteView<'_>| {
@@ -106,7 +126,7 @@ impl Runner for BuffStreams {
 
     fn send<'a>(&'a self, load: Load, receiver: SocketAddr, gate: &'a mut Gate) -> BoxFuture<'a, Result<Done>> {
         match load.work {
-            Work::Stream => stream(load, receiver, gate).boxed(),
+            Work::Stream => stream(self.kind, load, receiver, gate).boxed(),
             Work::Notes => notes(self.kind, load, receiver, gate).boxed(),
             Work::PingPong => ping(load, receiver, gate).boxed(),
             Work::Idle => idle(load, receiver, gate).boxed(),
@@ -157,12 +177,12 @@ impl Handler for Answer {
 }
 
 /// Connections that have not carried anything yet.
-async fn dial(load: &Load, receiver: SocketAddr, count: usize) -> Result<Vec<Connection>> {
+async fn dial(load: &Load, receiver: SocketAddr, count: usize, delivery: Delivery) -> Result<Vec<Connection>> {
     let mut connections = Vec::new();
     for _ in 0..count {
         // An empty queue takes any message; two of the largest let one be written while the next is made.
         let memory = if load.connections > 1 { MEMORY_AMONG_MANY } else { MEMORY }.max(2 * load.size);
-        let builder = Connection::builder().max_message_size(max_message_size(load)).memory(memory);
+        let builder = Connection::builder().max_message_size(max_message_size(load)).memory(memory).delivery(delivery);
         connections.push(builder.dial(receiver).await?);
     }
     Ok(connections)
@@ -179,9 +199,9 @@ async fn close(connections: Vec<Connection>) -> Result<Done> {
     Ok(Done::default())
 }
 
-async fn stream(load: Load, receiver: SocketAddr, gate: &mut Gate) -> Result<Done> {
+async fn stream(kind: Kind, load: Load, receiver: SocketAddr, gate: &mut Gate) -> Result<Done> {
     let message = Bytes::from(load.message());
-    let connections = dial(&load, receiver, load.connections).await?;
+    let connections = dial(&load, receiver, load.connections, kind.delivery()).await?;
     for connection in &connections {
         connection.send_bytes(message.clone()).await?;
         connection.flush().await?;
@@ -213,7 +233,7 @@ async fn stream(load: Load, receiver: SocketAddr, gate: &mut Gate) -> Result<Don
 }
 
 async fn notes(kind: Kind, load: Load, receiver: SocketAddr, gate: &mut Gate) -> Result<Done> {
-    let connections = dial(&load, receiver, load.connections).await?;
+    let connections = dial(&load, receiver, load.connections, Delivery::Sent).await?;
     for connection in &connections {
         connection.send_prost(&note::note()).await?;
         connection.flush().await?;
@@ -225,7 +245,7 @@ async fn notes(kind: Kind, load: Load, receiver: SocketAddr, gate: &mut Gate) ->
         let share = load.sent_share(index);
         sending.spawn(async move {
             match kind {
-                Kind::Views => {
+                Kind::Views | Kind::Acked => {
                     let note =
                         NoteView { name: note::NAME, date: note::DATE, comment: note::COMMENT, ..NoteView::default() };
                     for _ in 0..share {
@@ -250,13 +270,13 @@ async fn notes(kind: Kind, load: Load, receiver: SocketAddr, gate: &mut Gate) ->
 
 async fn idle(load: Load, receiver: SocketAddr, gate: &mut Gate) -> Result<Done> {
     let message = load.message();
-    let mut connections = dial(&load, receiver, load.hello() as usize).await?;
+    let mut connections = dial(&load, receiver, load.hello() as usize, Delivery::Sent).await?;
     for connection in &connections {
         connection.send(&message).await?;
         connection.flush().await?;
     }
     gate.pass()?;
-    let rest = dial(&load, receiver, load.sent_messages() as usize).await?;
+    let rest = dial(&load, receiver, load.sent_messages() as usize, Delivery::Sent).await?;
     for connection in &rest {
         connection.send(&message).await?;
         connection.flush().await?;
