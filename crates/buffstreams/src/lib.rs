@@ -45,11 +45,14 @@
 //!
 //! Messages of one connection arrive in the order of their acceptance. A lost peer is dialled again, as [`Retry`] says, and
 //! what is not settled is sent again. Memory is bounded: by [`ConnectionBuilder::memory`] on the way out, by
-//! [`ListenerBuilder::receive_memory`] and one read for each connection on the way in.
+//! [`ListenerBuilder::receive_memory`], [`ListenerBuilder::session_memory`] and one read for each connection on the way in;
+//! and at most 16 MiB of used buffers are kept for all of them together.
 //!
-//! **Settled is not received.** When a connection breaks, bytes that the kernel had taken may be lost on their way or in the
+//! **Settled is not received**, unless the connection was dialled with [`Delivery::Acked`]. When a connection breaks, bytes that the kernel had taken may be lost on their way or in the
 //! peer's buffers, and nobody learns of it. A frame that was half taken is sent again from its start, on the next connection;
-//! so nothing arrives torn, and nothing twice. Whoever needs to know that a message was handled lets the other side say so.
+//! so nothing arrives torn, and nothing twice. Whoever needs to know that a message was handled asks for [`Delivery::Acked`]:
+//! then it is settled when the receiver's handler has returned `Ok` and the receiver has said so, and what is not is sent again
+//! on the next connection; handled at least once, and at most once while the receiver lives.
 //!
 //! # Where to go from here
 //!
@@ -60,6 +63,7 @@
 //! | a `Stream` of messages, or `recv()` | [`messages`] |
 //! | a `Sink` | [`Connection::sink`] |
 //! | what the other side sends back | [`ConnectionBuilder::handler`] |
+//! | to know that messages were handled | [`Delivery::Acked`], [`HandlerError::rejected`], [`Message::number`] |
 //! | failed messages | [`ConnectionBuilder::on_failed`], [`ConnectionBuilder::failed_to`] |
 //! | another wire format | [`Prefix`], [`Framing`] |
 //! | listeners and connections by address | [`Manager`] |
