@@ -217,7 +217,8 @@ pub trait Handler: Send + 'static {
     ///
     /// # Errors
     ///
-    /// An error is counted and logged; then the connection goes on or ends, by policy.
+    /// An error is counted and logged; then the connection goes on or ends, by policy. In an acknowledged stream the
+    /// message is handled again, three times in all, or goes back to its sender: see [`HandlerError::rejected`].
     fn message(&mut self, message: Message<'_>) -> HandlerResult;
 
     /// After the last message of one read: the place to flush what the messages were written to.

@@ -2,7 +2,8 @@
 //!
 //! Bytes are read into a scratch buffer that belongs to the worker thread, so a connection at rest holds none. A poll
 //! does a bounded amount of work and then lets other connections run. Reading pauses while the handler is busy or too
-//! many replies wait, and no deadline of the peer's runs meanwhile.
+//! many replies wait, and no deadline of the peer's runs meanwhile. The first bytes tell whether a connection is a session;
+//! what is read in one goes through `session.rs` on its way to the handler, and there is no pause.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -20,7 +21,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::handler::{Ended, Handler, HandlerError};
 use crate::log::Throttle;
-use crate::proto::framing::{FrameError, Framing};
+use crate::proto::framing::Framing;
 use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Room};
 use crate::proto::session::wire::{PREFACE, Preface, handshake_framing};
 use crate::session::{Accepted, Dialled, Handled, Sessions};
@@ -263,24 +264,18 @@ impl<H: Handler> Reader<H> {
                 Ok(read) => read,
             }
         };
-        if !matches!(self.mode, Mode::Plain) {
-            let outcome = self.deliver_by_mode(&mut scratch.bytes, read, is_ready, replies, turn);
-            drop(scratch);
-            return Poll::Ready(match outcome {
-                Err(ended) => Some(ended),
-                Ok(delivered) => {
-                    self.backlog = delivered == Delivered::Paused;
-                    self.charge()
-                }
-            });
-        }
-        let outcome = self.deliver(&mut scratch.bytes, read, replies, turn);
+        let bytes = &mut scratch.bytes;
+        let outcome = match self.mode {
+            Mode::Plain => self.deliver(bytes, read, replies, turn),
+            Mode::Undecided => self.decide(bytes, read, replies),
+            Mode::Greeting | Mode::Accepted(_) | Mode::Dialled(_) => {
+                self.deliver_in_session(bytes, read, is_ready, replies, turn)
+            }
+        };
         drop(scratch);
         Poll::Ready(match outcome {
-            Err(panicked) => Some(panicked),
-            Ok((Some(error), _)) => Some(Ended::HandlerFailed(error)),
-            Ok((None, Err(malformed))) => Some(Ended::Malformed(malformed)),
-            Ok((None, Ok(delivered))) => {
+            Err(ended) => Some(ended),
+            Ok(delivered) => {
                 self.backlog = delivered == Delivered::Paused;
                 self.charge()
             }
@@ -311,18 +306,9 @@ impl<H: Handler> Reader<H> {
         handled.must_be_sent_again
     }
 
-    /// One read of a connection of which is not known yet whether it is plain, or known that it is not.
-    fn deliver_by_mode(
-        &mut self,
-        scratch: &mut [u8],
-        read: usize,
-        is_ready: bool,
-        replies: &Arc<SharedOutbox>,
-        turn: Instant,
-    ) -> Result<Delivered, Ended> {
-        if !matches!(self.mode, Mode::Undecided) {
-            return self.deliver_in_session(scratch, read, is_ready, replies, turn);
-        }
+    /// One read of a connection of which is not known yet whether it is plain. Once that is known, what was read is
+    /// delivered like what a pause left.
+    fn decide(&mut self, scratch: &[u8], read: usize, replies: &Arc<SharedOutbox>) -> Result<Delivered, Ended> {
         self.inbox.keep(scratch, read);
         self.heard(true, false);
         match Preface::of(self.inbox.unseen()) {
@@ -408,15 +394,14 @@ impl<H: Handler> Reader<H> {
         }
     }
 
-    /// Lends the messages of one read to the handler, and counts them. `Err` is a panic.
-    #[allow(clippy::type_complexity)]
+    /// Lends the messages of one read to the handler, and counts them.
     fn deliver(
         &mut self,
         scratch: &mut [u8],
         read: usize,
         replies: &SharedOutbox,
         turn: Instant,
-    ) -> Result<(Option<HandlerError>, Result<Delivered, FrameError>), Ended> {
+    ) -> Result<Delivered, Ended> {
         let Reader { inbox, handler, demands, .. } = self;
         let (mut messages, mut bytes) = (0, 0);
         let mut fatal = None;
@@ -451,7 +436,10 @@ impl<H: Handler> Reader<H> {
         } else if messages > 0 || self.frame_since.is_none() {
             self.frame_since = Some(now);
         }
-        Ok((fatal, result))
+        match fatal {
+            Some(error) => Err(Ended::HandlerFailed(error)),
+            None => result.map_err(Ended::Malformed),
+        }
     }
 
     /// Accounts for the memory that unfinished messages take.

@@ -14,7 +14,8 @@ pub struct Stats {
     pub recovered: u64,
     /// Messages that the library took charge of.
     pub accepted: u64,
-    /// Messages that reached the promised level: for `Sent`, the kernel took the whole frame.
+    /// Messages that reached the promised level: for `Sent`, the kernel took the whole frame; for `Acked`, the
+    /// receiver said that its handler has returned `Ok`. Replies in an acknowledged stream: the other side has taken them.
     pub settled: u64,
     /// Messages that were given up and went to where failed messages go.
     pub failed: u64,

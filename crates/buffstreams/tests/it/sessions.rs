@@ -11,7 +11,7 @@ use buffstreams::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::support::{amount, in_time, until};
 
@@ -75,6 +75,34 @@ async fn messages_are_settled_when_the_handler_has_returned_and_not_before() {
     let stats = in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
     assert_eq!((stats.accepted, stats.settled), (10, 10));
     assert!(stats.is_conserved());
+}
+
+#[tokio::test]
+async fn what_is_finished_is_acknowledged_while_others_are_still_in_work() {
+    // Nothing wakes the connection but what the session itself has to do.
+    let permits = Arc::new(Semaphore::new(0));
+    let service = async_handler({
+        let permits = Arc::clone(&permits);
+        move |message: Bytes, _peer: Peer| {
+            let permits = Arc::clone(&permits);
+            async move {
+                if number(&message) > 0 {
+                    drop(permits.acquire().await.unwrap());
+                }
+                Ok(())
+            }
+        }
+    });
+    let server = serve(service.concurrency(8)).await;
+    // A heartbeat would bring the acknowledgement along: there is none for long.
+    let connection = acked().heartbeat(Duration::from_secs(600)).dial(server.local_address()).await.unwrap();
+    for number in 0..8_u64 {
+        connection.send(&number.to_be_bytes()).await.unwrap();
+    }
+    until("the first is settled", || connection.stats().settled == 1).await;
+    permits.add_permits(7);
+    assert_eq!(in_time("it is flushed", connection.flush()).await.unwrap().settled, 8);
+    in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
 }
 
 #[tokio::test]
