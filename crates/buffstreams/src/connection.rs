@@ -322,23 +322,70 @@ impl<S: Service> ConnectionBuilder<S> {
         first: Option<(Transport, PeerAddress)>,
         answer: Option<Answer>,
     ) -> Connection {
-        let ConnectionBuilder { service, settings } = self;
-        let is_acked = settings.delivery == Delivery::Acked;
-        let outbox = if is_acked {
-            let window = settings.window.max(framing.prefix_width(0) + framing.max_message_size());
-            let ask = Ask {
-                framing,
-                window,
-                reply_window: REPLY_WINDOW.max(framing.prefix_width(0) + framing.max_message_size()),
-                heartbeat: settings.heartbeat,
-                token: settings.token,
-            };
-            let stream = StreamId::from_bytes(fastrand::u128(..).to_be_bytes());
-            let memory = settings.memory.max(2 * window);
-            SharedOutbox::in_session(Sending::new(stream, 0, ask), memory, settings.overflow, settings.expiry)
-        } else {
-            SharedOutbox::new(framing, settings.memory, settings.overflow, settings.expiry)
+        let Settings { memory, overflow, expiry, delivery, .. } = self.settings;
+        let outbox = match delivery {
+            Delivery::Sent => SharedOutbox::new(framing, memory, overflow, expiry),
+            Delivery::Acked => {
+                let stream = StreamId::from_bytes(fastrand::u128(..).to_be_bytes());
+                let ask = self.ask(framing);
+                let memory = memory.max(2 * ask.window);
+                SharedOutbox::in_session(Sending::new(stream, 0, ask), memory, overflow, expiry)
+            }
         };
+        self.start_on(outbox, framing, target, first, answer)
+    }
+
+    /// What to ask of the listener.
+    fn ask(&self, framing: Framing) -> Ask {
+        let largest = framing.prefix_width(0) + framing.max_message_size();
+        Ask {
+            framing,
+            window: self.settings.window.max(largest),
+            reply_window: REPLY_WINDOW.max(largest),
+            heartbeat: self.settings.heartbeat,
+            token: self.settings.token.clone(),
+        }
+    }
+
+    /// The parts of an acknowledged connection whose messages come from a spool: what to ask of the listener, and the
+    /// memory for messages on their way.
+    #[cfg(feature = "spool")]
+    pub(crate) fn for_spool(&mut self) -> Result<(Ask, usize, Overflow)> {
+        let Settings { overflow, expiry, .. } = self.settings;
+        if overflow == Overflow::FailOldest || expiry.is_some() {
+            let text = "messages in a spool do not expire, and do not make room for newer ones";
+            return Err(Error::new(ErrorKind::InvalidConfiguration, text));
+        }
+        self.settings.delivery = Delivery::Acked;
+        let ask = self.ask(self.framing()?);
+        let memory = self.settings.memory.max(2 * ask.window);
+        Ok((ask, memory, overflow))
+    }
+
+    /// Starts with messages that come from a spool, which is `told` of what is done with them. Returns the owner of failed
+    /// messages, which then is the spool's to tell.
+    #[cfg(feature = "spool")]
+    pub(crate) fn start_spooled(
+        mut self,
+        outbox: Arc<SharedOutbox>,
+        address: Address,
+        told: FailedTo,
+    ) -> (Connection, FailedTo) {
+        let framing = outbox.framing();
+        let target = self.target(address);
+        let owner = std::mem::replace(&mut self.settings.failed_to, told);
+        (self.start_on(outbox, framing, Some(target), None, None), owner)
+    }
+
+    fn start_on(
+        self,
+        outbox: Arc<SharedOutbox>,
+        framing: Framing,
+        target: Option<Target>,
+        first: Option<(Transport, PeerAddress)>,
+        answer: Option<Answer>,
+    ) -> Connection {
+        let ConnectionBuilder { service, settings } = self;
         let received = Arc::new(Received::default());
         let state = if first.is_some() { State::Connected } else { State::Connecting };
         let (state, states) = watch::channel(state);
@@ -363,7 +410,7 @@ impl<S: Service> ConnectionBuilder<S> {
                 taken: AtomicUsize::new(0),
                 received,
                 handler_errors: Throttle::default(),
-                sessions: if is_acked { Talk::Ask } else { Talk::Plain },
+                sessions: if settings.delivery == Delivery::Acked { Talk::Ask } else { Talk::Plain },
             }),
             answer: Mutex::new(answer),
             outbox,

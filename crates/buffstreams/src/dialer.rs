@@ -310,6 +310,9 @@ impl<S: Service> Dialer<S> {
     /// Hands failed messages over as they come, and lets messages expire on time.
     async fn do_chores(&self, log: &Throttle) -> &'static str {
         loop {
+            if self.failed_to.is_told() {
+                self.failed_to.hand_over_now(&self.outbox, log);
+            }
             let expiry = self.outbox.expire();
             let expired = async {
                 match expiry {
@@ -319,7 +322,7 @@ impl<S: Service> Dialer<S> {
             };
             // Side by side: messages expire on time, however slowly failed ones are taken.
             tokio::select! {
-                () = self.failed_to.hand_over(&self.outbox, log), if self.outbox.has_failed() => {}
+                () = self.failed_to.hand_over(&self.outbox, log), if self.outbox.has_failed() && !self.failed_to.is_told() => {}
                 () = self.outbox.chores() => {}
                 () = expired => {}
             }

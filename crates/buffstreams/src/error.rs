@@ -47,6 +47,8 @@ pub enum ErrorKind {
     AlreadyOpen,
     /// The manager does not hold this.
     NotOpen,
+    /// The spool cannot be opened, read or written.
+    Spool,
     /// The operating system reported something else.
     Io,
 }
@@ -128,7 +130,7 @@ impl From<Error> for std::io::Error {
             ErrorKind::Connect => std::io::ErrorKind::NotConnected,
             ErrorKind::Bind | ErrorKind::AlreadyOpen => std::io::ErrorKind::AddrInUse,
             ErrorKind::NotOpen => std::io::ErrorKind::NotFound,
-            ErrorKind::Io => std::io::ErrorKind::Other,
+            ErrorKind::Spool | ErrorKind::Io => std::io::ErrorKind::Other,
         };
         std::io::Error::new(kind, error)
     }

@@ -18,6 +18,9 @@ pub(crate) enum FailedTo {
     Log,
     Call(Arc<dyn Fn(FailedMessage) + Send + Sync>),
     Channel(mpsc::Sender<FailedMessage>),
+    /// The spool, which takes them when it is told that there is something.
+    #[cfg_attr(not(feature = "spool"), allow(dead_code))]
+    Spool(Arc<dyn Fn() + Send + Sync>),
 }
 
 impl fmt::Debug for FailedTo {
@@ -26,6 +29,7 @@ impl fmt::Debug for FailedTo {
             FailedTo::Log => "Log",
             FailedTo::Call(_) => "Call",
             FailedTo::Channel(_) => "Channel",
+            FailedTo::Spool(_) => "Spool",
         })
     }
 }
@@ -46,8 +50,29 @@ impl FailedTo {
         self.hand_over_now(outbox, log);
     }
 
+    /// Tells the owner of a failed message that is kept elsewhere. A channel that is full is not told.
+    #[cfg(feature = "spool")]
+    pub(crate) fn tell(&self, failed: FailedMessage, log: &Throttle) {
+        match self {
+            FailedTo::Call(call) => call_with(call, failed, log),
+            FailedTo::Channel(channel) => drop(channel.try_send(failed)),
+            FailedTo::Log | FailedTo::Spool(_) => {
+                let FailedMessage { number, reason, .. } = failed;
+                log.warn(|left_out| tracing::warn!(number, left_out, "message failed, and is kept: {reason}"));
+            }
+        }
+    }
+
+    /// Whether failed messages are taken by somebody who was told.
+    pub(crate) fn is_told(&self) -> bool {
+        matches!(self, FailedTo::Spool(_))
+    }
+
     /// The same as far as it can be done without waiting.
     pub(crate) fn hand_over_now(&self, outbox: &SharedOutbox, log: &Throttle) {
+        if let FailedTo::Spool(wake) = self {
+            return wake();
+        }
         while outbox.has_failed() {
             match self {
                 FailedTo::Channel(channel) => match channel.try_reserve() {
@@ -60,21 +85,25 @@ impl FailedTo {
                 },
                 FailedTo::Call(call) => {
                     let Some(failed) = outbox.take_failed() else { return };
-                    let number = failed.number;
-                    if catch_unwind(AssertUnwindSafe(|| call(failed))).is_err() {
-                        log.warn(|left_out| {
-                            tracing::error!(number, left_out, "the owner of a failed message panicked")
-                        });
-                    }
+                    call_with(call, failed, log);
                 }
                 FailedTo::Log => log_failed(outbox, log),
+                FailedTo::Spool(_) => return,
             }
         }
     }
 }
 
+fn call_with(call: &Arc<dyn Fn(FailedMessage) + Send + Sync>, failed: FailedMessage, log: &Throttle) {
+    let number = failed.number;
+    if catch_unwind(AssertUnwindSafe(|| call(failed))).is_err() {
+        log.warn(|left_out| tracing::error!(number, left_out, "the owner of a failed message panicked"));
+    }
+}
+
 fn log_failed(outbox: &SharedOutbox, log: &Throttle) {
-    if let Some(FailedMessage { number, message, reason, rejection, attempts, age }) = outbox.take_failed() {
+    if let Some(failed) = outbox.take_failed() {
+        let FailedMessage { number, message, reason, rejection, attempts, age } = failed;
         let bytes = message.len();
         let said = rejection.map(|rejection| rejection.text);
         log.warn(|left_out| tracing::warn!(number, bytes, attempts, ?age, said, left_out, "message failed: {reason}"));

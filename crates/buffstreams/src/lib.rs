@@ -104,6 +104,8 @@ mod session;
 mod shared_outbox;
 mod sink;
 mod socket;
+#[cfg(feature = "spool")]
+mod spool;
 mod stats;
 mod stream;
 mod transport;
@@ -133,6 +135,8 @@ pub use retry::{Backoff, Retry};
 pub use sender::{Flushed, Receipt, Sender};
 pub use shared_outbox::Overflow;
 pub use sink::MessageSink;
+#[cfg(feature = "spool")]
+pub use spool::{Spool, SpoolBuilder, SpoolDamage, SpooledConnection, SpooledFailure};
 pub use stats::{ReceivedStats, Stats};
 pub use stream::{Messages, MessagesHandler, MessagesService, messages};
 pub use transport::{Address, PeerAddress};

@@ -20,14 +20,15 @@ use crate::stats::Stats;
 /// (128 units a turn). A turn of small messages is then less than a millisecond; much shorter ones make smaller batches.
 const SENDS_PER_UNIT: u32 = 4;
 
-/// The number of an accepted message on its connection: counted from 0, in the order of acceptance.
+/// The number of an accepted message on its connection: counted from 0, in the order of acceptance. With a spool: its number
+/// in the stream, counted from 1 over all processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Receipt {
     number: u64,
 }
 
 impl Receipt {
-    fn new(number: u64) -> Receipt {
+    pub(crate) fn new(number: u64) -> Receipt {
         Receipt { number }
     }
 

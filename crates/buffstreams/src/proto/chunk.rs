@@ -79,6 +79,13 @@ impl Chunk {
         self.split(1, frame)
     }
 
+    /// Moves the last frame into a chunk of its own.
+    pub(super) fn split_last(&mut self, framing: &Framing) -> Chunk {
+        let (count, bytes) = self.front(framing, |index, _| index + 1 < self.count);
+        let front = self.split(count, bytes);
+        std::mem::replace(self, front)
+    }
+
     /// In a session, the number behind that of the last message; 0 if they have none yet.
     pub(super) fn session_end(&self) -> u64 {
         if self.session == 0 { 0 } else { self.session + self.count }

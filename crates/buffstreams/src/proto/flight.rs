@@ -17,14 +17,15 @@ use bytes::Bytes;
 use super::framing::Framing;
 use super::outbox::{FailedReason, Outbox, Rejection, keep_buffer};
 use super::session::wire::Control;
+use super::spooled::Spooled;
 
 /// What an Outbox knows of its session beside its chunks.
 #[derive(Debug)]
 pub(super) struct Flight {
-    /// The number that the next message gets.
-    next: u64,
+    /// The number that the next message gets; behind a spool, the one after the highest that was ever handed out.
+    pub(super) next: u64,
     /// Everything up to this number was acknowledged.
-    acked: u64,
+    pub(super) acked: u64,
     /// Bytes that may be handed out and not acknowledged.
     window: usize,
     /// Bytes that are.
@@ -39,6 +40,8 @@ pub(super) struct Flight {
     written: u64,
     /// How many of them must have gone, for the receiver has answered to them.
     answered: u64,
+    /// The spool that messages come from, if there is one.
+    pub(super) spooled: Option<Box<Spooled>>,
 }
 
 /// What a receiver says that cannot be.
@@ -67,21 +70,23 @@ impl Outbox {
             position: 0,
             written: 0,
             answered: 0,
+            spooled: None,
         }));
         outbox
     }
 
-    fn flight(&self) -> &Flight {
+    pub(super) fn flight(&self) -> &Flight {
         self.flight.as_ref().expect("only asked in a session")
     }
 
-    fn flight_mut(&mut self) -> &mut Flight {
+    pub(super) fn flight_mut(&mut self) -> &mut Flight {
         self.flight.as_mut().expect("only asked in a session")
     }
 
     /// The lowest number that may still be written: everything before is acknowledged, rejected or given up.
     pub(crate) fn first_number(&self) -> u64 {
-        self.chunks.front().map(|chunk| chunk.session).filter(|number| *number != 0).unwrap_or(self.flight().next)
+        let unnumbered = if self.is_spooled() { self.resolved_to() } else { self.flight().next };
+        self.chunks.front().map(|chunk| chunk.session).filter(|number| *number != 0).unwrap_or(unnumbered)
     }
 
     /// The highest number that was given to a message, or 0.
@@ -107,15 +112,21 @@ impl Outbox {
         let framing = self.framing;
         let mut total = 0;
         while total < most {
-            let Flight { window, in_window, resumed, .. } = *self.flight();
+            let Flight { window, in_window, resumed, expected, .. } = *self.flight();
             let room = window.saturating_sub(in_window);
-            if !resumed || room == 0 {
+            let is_known = self.is_known_next(expected);
+            if !resumed || (room == 0 && !is_known) {
                 return;
             }
             if self.handed == self.chunks.len() {
                 self.close_tail();
             }
             let handed = self.handed;
+            if is_known {
+                // It came from disk after the receiver had said that it has it.
+                self.keep_known(expected - 1);
+                continue;
+            }
             let Some(chunk) = self.chunks.get_mut(handed) else { return };
             if chunk.len() > room {
                 let (count, bytes) = chunk.front(&framing, |_, place| place.end <= room);
@@ -129,9 +140,9 @@ impl Outbox {
             let chunk = &mut self.chunks[handed];
             if chunk.session == 0 {
                 chunk.session = flight.next;
-                flight.next =
-                    flight.next.checked_add(chunk.count).expect("2^64 messages take longer than there is time");
             }
+            let end = chunk.session.checked_add(chunk.count).expect("2^64 messages take longer than there is time");
+            flight.next = flight.next.max(end);
             if chunk.session != flight.expected {
                 // What lay between was rejected, while what is sent here is sent again.
                 let mut skip = Vec::new();
@@ -170,7 +181,7 @@ impl Outbox {
 
     /// Whether every message is settled or failed.
     pub(crate) fn is_resolved(&self) -> bool {
-        self.chunks.is_empty() && !self.has_tail()
+        self.chunks.is_empty() && !self.has_tail() && self.next_number() == self.end()
     }
 
     /// As [`wrote`](Outbox::wrote); it settles nothing, and must be told as soon as the stream has taken the bytes, flushed
@@ -205,8 +216,9 @@ impl Outbox {
                     self.chunks.insert(index, front);
                 }
             }
+            let is_spooled = self.is_spooled();
             let chunk = &mut self.chunks[index];
-            if !chunk.touched {
+            if !chunk.touched && !is_spooled {
                 chunk.session = 0;
                 let count = chunk.count;
                 self.flight_mut().next -= count;
@@ -228,8 +240,16 @@ impl Outbox {
             return Err(Untrue::NeverSent { number: dispatched, last });
         }
         debug_assert!(!self.flight().resumed && self.handed == 0, "once for each connection");
+        self.keep_known(dispatched);
+        let flight = self.flight_mut();
+        (flight.resumed, flight.window) = (true, window);
+        flight.expected = dispatched + 1;
+        Ok(())
+    }
+
+    /// The receiver has everything up to `dispatched`: what is next in the queue of that waits for acknowledgement only.
+    fn keep_known(&mut self, dispatched: u64) {
         let framing = self.framing;
-        let mut in_window = 0;
         while let Some(chunk) = self.chunks.get_mut(self.handed) {
             if chunk.session == 0 || chunk.session > dispatched {
                 break;
@@ -240,13 +260,10 @@ impl Outbox {
                 let front = chunk.split(count, bytes);
                 self.chunks.insert(self.handed, front);
             }
-            in_window += self.chunks[self.handed].len();
+            let bytes = self.chunks[self.handed].len();
+            self.flight_mut().in_window += bytes;
             self.handed += 1;
         }
-        let flight = self.flight_mut();
-        (flight.resumed, flight.window, flight.in_window) = (true, window, in_window);
-        flight.expected = dispatched + 1;
-        Ok(())
     }
 
     /// The receiver has finished everything up to `number`. Returns whether anything was settled by that.
@@ -264,6 +281,9 @@ impl Outbox {
             return Err(Untrue::TakenBack { number, acked });
         }
         self.flight_mut().acked = number;
+        if self.is_spooled() && number >= self.next_number() - self.tail_count() {
+            self.close_tail();
+        }
         let framing = self.framing;
         let before = self.settled_count;
         while let Some(chunk) = self.chunks.front_mut() {
@@ -303,7 +323,8 @@ impl Outbox {
         }
     }
 
-    /// The receiver's handler has refused a message. Returns whether it was in flight: if not, its fate was known before.
+    /// The receiver's handler has refused a message. Returns whether it was in flight, or is still to come from a spool: if
+    /// not, its fate was known before.
     ///
     /// # Errors
     ///
@@ -313,10 +334,13 @@ impl Outbox {
         if number > last {
             return Err(Untrue::NeverSent { number, last });
         }
+        if self.is_spooled() {
+            self.close_tail();
+        }
         let framing = self.framing;
         let index = self.chunks.partition_point(|chunk| chunk.session != 0 && chunk.session_end() <= number);
         let Some(chunk) = self.chunks.get_mut(index).filter(|chunk| (1..=number).contains(&chunk.session)) else {
-            return Ok(false);
+            return Ok(self.refused_ahead(number, rejection));
         };
         let was_handed = index < self.handed;
         let ahead = number - chunk.session;

@@ -11,4 +11,7 @@ mod flight;
 pub(crate) mod framing;
 pub(crate) mod inbox;
 pub(crate) mod outbox;
+#[cfg(feature = "spool")]
+pub(crate) mod record;
 pub(crate) mod session;
+mod spooled;

@@ -172,7 +172,8 @@ pub(crate) struct Outbox {
     failed_bytes: usize,
     /// Bytes of room promised to messages that are still to come.
     reserved: usize,
-    accepted: u64,
+    /// The number of the next message. So many were accepted, unless they come from a spool.
+    pub(super) accepted: u64,
     pub(super) settled_count: u64,
     failed_count: u64,
     /// What is known beside of chunks that are kept until they are acknowledged; `None` if nothing is.
@@ -346,6 +347,7 @@ impl Outbox {
         }
         let frames = std::mem::take(&mut self.tail.frames);
         let count = std::mem::take(&mut self.tail.count);
+        let is_spooled = self.is_spooled();
         self.chunks.push_back(Chunk {
             frames: Bytes::from(frames),
             payload,
@@ -356,7 +358,7 @@ impl Outbox {
             attempts: 0,
             written: 0,
             touched: false,
-            session: 0,
+            session: if is_spooled { self.accepted - count } else { 0 },
             at: None,
         });
     }
@@ -364,6 +366,10 @@ impl Outbox {
     /// Whether messages are in the tail, and not in a chunk yet.
     pub(super) fn has_tail(&self) -> bool {
         self.tail.count > 0
+    }
+
+    pub(super) fn tail_count(&self) -> u64 {
+        self.tail.count
     }
 
     /// Closes the tail chunk, and opens none.
@@ -466,11 +472,14 @@ impl Outbox {
         }
     }
 
-    /// Gives up everything that is in flight. In a session, what was begun to be written may have arrived.
+    /// Gives up everything that is in flight. In a session, what was begun to be written may have arrived. Behind a spool nothing is given up: it stays on disk.
     pub(crate) fn fail_all(&mut self, reason: FailedReason, now: Instant) {
         let in_session = self.flight.is_some();
         if in_session {
             self.rewind_in_session();
+        }
+        if self.is_spooled() {
+            return;
         }
         self.seal_to_keep(Bytes::new());
         self.handed = 0;
@@ -559,6 +568,11 @@ impl Outbox {
         }
     }
 
+    /// The lowest number of the failed messages that wait for their owner.
+    pub(super) fn lowest_failed(&self) -> Option<u64> {
+        self.failed.iter().map(|failed| failed.chunk.first).min()
+    }
+
     /// The next failed message for its owner. Its bytes no longer count from here on.
     pub(crate) fn take_failed(&mut self) -> Option<FailedMessage> {
         let failed = self.failed.front_mut()?;
@@ -625,7 +639,7 @@ impl Outbox {
 
     /// What became of the message with this number.
     pub(crate) fn fate(&self, number: u64) -> Fate {
-        if number >= self.accepted {
+        if number >= self.end() {
             // No message of this Outbox: nothing is known of it, or ever will be by waiting.
             Fate::Forgotten
         } else if self.runs.iter().any(|run| run.contains(&number)) {
@@ -649,14 +663,14 @@ impl Outbox {
 
     /// Counters and queue, read together. What is in flight is counted from the queue itself.
     pub(crate) fn tally(&self) -> Tally {
-        Tally {
+        self.account_spooled(Tally {
             recovered: 0,
             accepted: self.accepted,
             settled: self.settled_count,
             failed: self.failed_count,
             in_flight: self.chunks.iter().map(|chunk| chunk.count).sum::<u64>() + self.tail.count,
             in_flight_bytes: self.bytes,
-        }
+        })
     }
 }
 

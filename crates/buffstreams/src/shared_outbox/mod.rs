@@ -1,10 +1,13 @@
 //! An Outbox under its lock, and all that its users and its socket's task share.
 //!
 //! The lock is held for a few instructions at a time, never across an await and never while user's code runs (but for the
-//! encoding of a typed message). Most messages take an express lane: under the lock one number is compared, and that is all. Whoever waits for room does so in a fair queue, of which only the head watches for it:
-//! the room that the head needs is left alone by everybody else, so a large message is not starved by small ones.
+//! encoding of a typed message). Most messages take an express lane: under the lock one number is compared, and that is
+//! all. Whoever waits for room does so in a fair queue, of which only the head watches for it: the room that the head needs
+//! is left alone by everybody else, so a large message is not starved by small ones.
 
 mod in_session;
+#[cfg(feature = "spool")]
+mod spooled;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -259,12 +262,17 @@ impl SharedOutbox {
     ) -> Result<u64, Refusing> {
         let mut state = self.lock();
         let State { outbox, phase, head, .. } = &mut *state;
-        if !matches!(phase, Phase::Open | Phase::Draining) {
+        let takes = match claim {
+            Claim::Spooled => !matches!(phase, Phase::Cut | Phase::Ended(_)),
+            _ => matches!(phase, Phase::Open | Phase::Draining),
+        };
+        if !takes {
             return Err(Refusing::Closed);
         }
         let admitted = match claim {
+            _ if outbox.is_spooled() && claim != Claim::Spooled => return Err(Refusing::Spooled),
             Claim::None => outbox.admits(length, *head),
-            Claim::Head => outbox.admits(length, 0),
+            Claim::Head | Claim::Spooled => outbox.admits(length, 0),
             Claim::Promised => outbox.framing().check(length).map_err(|_| Refusal::TooLarge),
         };
         match admitted {
@@ -297,7 +305,7 @@ impl SharedOutbox {
         }
         // Nothing is asked in the lane: so it is shut while somebody waits for room, or where messages expire; and it ends
         // where the Outbox becomes congested, which is found out here.
-        if state.head == 0 && self.expiry.is_none() {
+        if state.head == 0 && self.expiry.is_none() && claim != Claim::Spooled {
             let uncongested = half.checked_sub(bytes).unwrap_or(usize::MAX);
             state.lane = LANE.min(state.outbox.lane()).min(uncongested);
         }
@@ -369,6 +377,10 @@ impl SharedOutbox {
                 };
                 Error::new(ErrorKind::Closed, format!("the connection takes no more messages: {why}"))
             }
+            Refusing::Spooled => Error::new(
+                ErrorKind::Closed,
+                "the connection takes messages only from its spool; handlers cannot send on it",
+            ),
         }
     }
 
@@ -422,7 +434,7 @@ impl SharedOutbox {
     ///
     /// Cancel safe.
     pub(crate) async fn flushed(&self) -> (u64, u64) {
-        let number = self.lock().outbox.next_number();
+        let number = self.lock().outbox.end();
         loop {
             let mut progress = pin!(self.progress.notified());
             progress.as_mut().enable();
@@ -578,13 +590,16 @@ impl SharedOutbox {
         if resolved {
             self.has_failed.store(state.outbox.has_failed(), Ordering::Relaxed);
             self.progress.notify_waiters();
+            if state.outbox.is_spooled() {
+                self.chores.notify_one();
+            }
         }
     }
 
     /// Whether every message is settled or failed.
     pub(crate) fn is_resolved(&self) -> bool {
         let state = self.lock();
-        state.to_say.is_empty() && state.outbox.resolved_to() == state.outbox.next_number()
+        state.to_say.is_empty() && state.outbox.resolved_to() == state.outbox.end()
     }
 
     /// Gives the memory of unused queues back.
@@ -677,6 +692,9 @@ pub(crate) enum Claim {
     Head,
     /// Room for the largest message was promised. Once accepted, the promise is kept.
     Promised,
+    /// It comes from the spool, where it was accepted before; so it comes also while the connection is being closed.
+    #[cfg_attr(not(feature = "spool"), allow(dead_code))]
+    Spooled,
 }
 
 /// Why a message was not accepted, before it is put into words.
@@ -685,6 +703,8 @@ pub(crate) enum Refusing {
     TooLarge,
     Full,
     Closed,
+    /// There is a spool, and messages go there.
+    Spooled,
 }
 
 /// Being first in the queue for room, for as long as it lives.

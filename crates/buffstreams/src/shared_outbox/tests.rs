@@ -119,9 +119,8 @@ fn room_that_is_promised_to_one_does_not_hide_room_from_another() {
     let context = &mut Context::from_waker(Waker::noop());
     assert!(pin!(outbox.reserve_largest()).poll(context).is_ready());
     assert!(push(&outbox, 3_000, None).is_ok());
-    let mut waiter = pin!(
-        outbox.accept_in_turn(3_000, None, |outbox, expires| { outbox.push(&[7; 3_000], expires, Instant::now) })
-    );
+    let mut waiter =
+        pin!(outbox.accept_in_turn(3_000, None, |outbox, expires| { outbox.push(&[7; 3_000], expires, Instant::now) }));
     assert!(waiter.as_mut().poll(context).is_pending());
     let woken = Arc::new(Woken(AtomicBool::new(false)));
     let waker = Waker::from(Arc::clone(&woken));

@@ -18,7 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["listener", "dialer"],
     &["async_handler", "blocking_handler", "stream", "sink"],
     &["connection"],
-    &["manager"],
+    &["manager", "spool"],
     &["blocking", "typed", "codec"],
 ];
 

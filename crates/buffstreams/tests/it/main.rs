@@ -6,9 +6,12 @@ mod blocking;
 mod codec;
 mod connection;
 mod hostile;
+#[cfg(unix)]
+mod kills;
 mod lifecycle;
 mod manager;
 mod receive;
 mod sessions;
+mod spool;
 mod support;
 mod typed;

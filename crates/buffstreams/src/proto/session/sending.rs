@@ -81,6 +81,9 @@ pub(crate) struct Sending {
     first: u64,
     /// Rejects to confirm.
     confirms: BTreeSet<u64>,
+    /// Whether a reject is confirmed only when the failure is [on disk](Self::stored), and those for which it is not.
+    stores: bool,
+    unstored: BTreeSet<u64>,
     /// Replies that came, that were handled, and that the receiver was told of, on the connection at hand.
     replies: u64,
     replies_taken: u64,
@@ -105,6 +108,8 @@ impl Sending {
             phase: Phase::Apart,
             first: 1,
             confirms: BTreeSet::new(),
+            stores: false,
+            unstored: BTreeSet::new(),
             replies: 0,
             replies_taken: 0,
             replies_acked: 0,
@@ -113,6 +118,20 @@ impl Sending {
             heard_goodbye: false,
             owes_confirmation: false,
             liveness: None,
+        }
+    }
+
+    /// The same, for messages on disk: that one was rejected is confirmed only when that is on disk too.
+    #[cfg_attr(not(feature = "spool"), allow(dead_code))]
+    pub(crate) fn storing(self) -> Sending {
+        Sending { stores: true, ..self }
+    }
+
+    /// That this message was rejected is on disk, and may be confirmed.
+    #[cfg_attr(not(feature = "spool"), allow(dead_code))]
+    pub(crate) fn stored(&mut self, number: u64) {
+        if self.unstored.remove(&number) && matches!(self.phase, Phase::Greeting | Phase::Open) {
+            self.confirms.insert(number);
         }
     }
 
@@ -191,8 +210,13 @@ impl Sending {
             (Phase::Greeting, Control::Welcome(welcome)) => self.welcomed(welcome, outbox),
             (Phase::Greeting | Phase::Open, Control::Reject(number, rejection)) => {
                 let is_news = outbox.rejected(number, rejection, now)?;
-                self.confirms.insert(number);
-                if self.confirms.len() > MOST_REJECTS {
+                if self.stores && is_news {
+                    self.unstored.insert(number);
+                }
+                if !self.unstored.contains(&number) {
+                    self.confirms.insert(number);
+                }
+                if self.confirms.len() + self.unstored.len() > MOST_REJECTS {
                     return Err(SessionError::TooManyRejects);
                 }
                 Ok(if is_news { Heard::Resolved } else { Heard::Nothing })

@@ -1,0 +1,440 @@
+//! The thread that writes a spool: gathers what was sent since its last write into one record, and makes it, and what was
+//! settled and failed meanwhile, one transaction.
+//!
+//! Invariants: a message is fed only after the transaction that holds it; it is removed only after it is settled, or in the
+//! transaction that stores it as failed. When a write fails nothing more is written, and no send succeeds any more: what is
+//! on disk then is known again only to the next process that opens it.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::pin::pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::store::{Change, State, Store};
+use super::{Extent, Spool};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failed::FailedTo;
+use crate::log::Throttle;
+use crate::proto::outbox::{FailedMessage, Rejection};
+use crate::proto::record::{Record, RecordWriter, RefusedRecord};
+use crate::shared_outbox::{Overflow, Phase, SharedOutbox};
+
+/// Bytes of messages that may wait for the write under way to end.
+const GATHERED: usize = 4 * 1024 * 1024;
+
+/// Bytes of records that were just written, and are fed without being read from disk.
+const FRESH: usize = 4 * 1024 * 1024;
+
+/// What the senders, the thread and the feeding task of a spool share.
+pub(super) struct Keeper {
+    state: Mutex<Inside>,
+    /// There is something for the thread to do.
+    work: Condvar,
+    /// A record was written, or nothing will be any more.
+    written: Notify,
+    /// There may be room, for the one whose turn it is.
+    room: Notify,
+    turn: tokio::sync::Mutex<()>,
+    /// Taken away at the end: then the spool can be opened again, whoever still holds this.
+    store: RwLock<Option<Store>>,
+    outbox: Arc<SharedOutbox>,
+    overflow: Overflow,
+    max_bytes: u64,
+}
+
+struct Inside {
+    gathered: RecordWriter,
+    /// The number that the next message to be gathered gets.
+    next: u64,
+    /// As it is on disk.
+    state: State,
+    extents: VecDeque<Extent>,
+    /// Bytes of the extents and of the record that is being written, and of the failed messages.
+    live: u64,
+    failed: u64,
+    /// Numbers that are not to be fed.
+    gone: BTreeSet<u64>,
+    /// The latest records.
+    fresh: VecDeque<(Record, usize)>,
+    /// Something was settled or has failed.
+    look: bool,
+    stage: Stage,
+}
+
+#[derive(Clone, Debug)]
+enum Stage {
+    Working,
+    /// The connection is over: what is known is still to be written.
+    Ending,
+    Ended,
+    /// A write or a read failed.
+    Broken(String),
+}
+
+/// One transaction, and what follows from it.
+struct Turn {
+    change: Change,
+    state: State,
+    extent: Option<Extent>,
+    is_last: bool,
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
+    }
+}
+
+impl Keeper {
+    pub(super) fn new(spool: Spool, outbox: Arc<SharedOutbox>, overflow: Overflow) -> Arc<Keeper> {
+        let live = spool.live_bytes();
+        let Spool { store, state, extents, gone, failed: (_, failed), max_bytes, .. } = spool;
+        let inside = Inside {
+            gathered: RecordWriter::default(),
+            next: state.end,
+            state,
+            extents,
+            live,
+            failed,
+            gone,
+            fresh: VecDeque::new(),
+            look: false,
+            stage: Stage::Working,
+        };
+        Arc::new(Keeper {
+            state: Mutex::new(inside),
+            work: Condvar::new(),
+            written: Notify::new(),
+            room: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
+            store: RwLock::new(Some(store)),
+            outbox,
+            overflow,
+            max_bytes,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_store<T>(&self, use_it: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
+        match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(store) => use_it(store),
+            None => Err(Error::new(ErrorKind::Closed, "the spool was closed")),
+        }
+    }
+
+    // What senders do.
+
+    /// Gathers a message for the next record. Returns its number; it is accepted when it is [written](Self::written).
+    ///
+    /// Cancel safe.
+    pub(super) async fn gather(&self, message: &[u8]) -> Result<u64> {
+        self.outbox.check(message.len())?;
+        if let Some(number) = self.gather_now(message, false)? {
+            return Ok(number);
+        }
+        if self.overflow == Overflow::Fail {
+            return Err(self.full(message.len()));
+        }
+        let _turn = self.turn.lock().await;
+        loop {
+            let mut room = pin!(self.room.notified());
+            room.as_mut().enable();
+            self.outbox.check(message.len())?;
+            if let Some(number) = self.gather_now(message, true)? {
+                return Ok(number);
+            }
+            room.await;
+        }
+    }
+
+    /// `None` if there is no room, or others wait for it.
+    fn gather_now(&self, message: &[u8], is_my_turn: bool) -> Result<Option<u64>> {
+        let _turn = match is_my_turn {
+            true => None,
+            false => match self.turn.try_lock() {
+                Ok(turn) => Some(turn),
+                Err(_) => return Ok(None),
+            },
+        };
+        let mut inside = self.lock();
+        match &inside.stage {
+            Stage::Working => {}
+            Stage::Broken(why) => return Err(Error::new(ErrorKind::Spool, why.clone())),
+            Stage::Ending | Stage::Ended => {
+                return Err(Error::new(ErrorKind::Closed, "the connection takes no more messages: it was closed"));
+            }
+        }
+        let cost = inside.gathered.cost(message.len());
+        let gathered = inside.gathered.len();
+        let taken = inside.live + inside.failed + gathered as u64;
+        let fits = gathered == 0 || gathered + cost <= GATHERED;
+        let is_allowed = taken == 0 || taken + cost as u64 <= self.max_bytes;
+        if !fits || !is_allowed {
+            return Ok(None);
+        }
+        inside.gathered.push(message);
+        let number = inside.next;
+        inside.next += 1;
+        let is_first = gathered == 0;
+        drop(inside);
+        if is_first {
+            self.work.notify_one();
+        }
+        Ok(Some(number))
+    }
+
+    fn full(&self, length: usize) -> Error {
+        let inside = self.lock();
+        let (live, failed, max) = (inside.live, inside.failed, self.max_bytes);
+        let text = format!(
+            "the spool has no room for a message of {length} bytes: {live} bytes wait and {failed} have failed, of {max}"
+        );
+        Error::new(ErrorKind::Full, text)
+    }
+
+    /// Waits until a message that was gathered is on disk.
+    ///
+    /// Cancel safe.
+    pub(super) async fn written(&self, number: u64) -> Result<()> {
+        loop {
+            let mut written = pin!(self.written.notified());
+            written.as_mut().enable();
+            {
+                let inside = self.lock();
+                if number < inside.state.end {
+                    return Ok(());
+                }
+                match &inside.stage {
+                    Stage::Working | Stage::Ending => {}
+                    Stage::Broken(why) => return Err(Error::new(ErrorKind::Spool, why.clone())),
+                    Stage::Ended => unreachable!("what was gathered is written before the end"),
+                }
+            }
+            written.await;
+        }
+    }
+
+    /// Waits until nothing will be written any more.
+    ///
+    /// Cancel safe.
+    pub(super) async fn ended(&self) -> Result<()> {
+        loop {
+            let mut written = pin!(self.written.notified());
+            written.as_mut().enable();
+            match &self.lock().stage {
+                Stage::Working | Stage::Ending => {}
+                Stage::Ended => return Ok(()),
+                Stage::Broken(why) => return Err(Error::new(ErrorKind::Spool, why.clone())),
+            }
+            written.await;
+        }
+    }
+
+    /// Something was settled, or has failed.
+    pub(super) fn look(&self) {
+        let mut inside = self.lock();
+        if !inside.look {
+            inside.look = true;
+            drop(inside);
+            self.work.notify_one();
+        }
+    }
+
+    /// Writes what is known once more, and ends.
+    pub(super) fn end(&self) {
+        let mut inside = self.lock();
+        if matches!(inside.stage, Stage::Working) {
+            inside.stage = Stage::Ending;
+        }
+        drop(inside);
+        self.work.notify_one();
+        self.room.notify_waiters();
+    }
+
+    // The thread.
+
+    /// Writes until the end; tells the owner of failed messages once these are on disk.
+    pub(super) fn run(&self, owner: &FailedTo) {
+        self.write_on(owner);
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut inside = self.lock();
+        if matches!(inside.stage, Stage::Ending) {
+            inside.stage = Stage::Ended;
+        }
+        drop(inside);
+        self.written.notify_waiters();
+    }
+
+    fn write_on(&self, owner: &FailedTo) {
+        let mut failed = Vec::new();
+        let log = Throttle::default();
+        while let Some(turn) = self.next_turn(&mut failed) {
+            let is_news = !turn.change.is_empty() || turn.state != self.lock().state;
+            if is_news && let Err(error) = self.with_store(|store| store.commit(&turn.change, turn.state)) {
+                return self.broke(&error);
+            }
+            let is_last = turn.is_last;
+            self.take_in(turn);
+            if !failed.is_empty() {
+                self.outbox.note_stored(&failed);
+                failed.drain(..).for_each(|failed| owner.tell(failed, &log));
+            }
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    /// Waits for something to do, and says what that is: `None` if the spool is broken.
+    fn next_turn(&self, failed: &mut Vec<FailedMessage>) -> Option<Turn> {
+        let (add, extent, is_last) = {
+            let mut inside = self.lock();
+            while inside.gathered.count() == 0 && !inside.look && matches!(inside.stage, Stage::Working) {
+                inside = self.work.wait(inside).unwrap_or_else(PoisonError::into_inner);
+            }
+            if matches!(inside.stage, Stage::Broken(_)) {
+                return None;
+            }
+            inside.look = false;
+            let is_last = matches!(inside.stage, Stage::Ending);
+            let count = inside.gathered.count();
+            if count == 0 {
+                (None, None, is_last)
+            } else {
+                let first = inside.next - count;
+                let extent = Extent { first, end: inside.next, bytes: inside.gathered.len() as u64 };
+                inside.live += extent.bytes;
+                (Some((first, inside.gathered.finish(first))), Some(extent), is_last)
+            }
+        };
+        // Others may gather on meanwhile.
+        self.room.notify_waiters();
+        let done = self.outbox.take_done(failed);
+        let inside = self.lock();
+        let done = done.max(inside.state.done);
+        let remove = inside.extents.iter().take_while(|extent| extent.end <= done).map(|extent| extent.first).collect();
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let refused = failed.iter().map(|failed| (failed.number, refused_record(failed, seconds))).collect();
+        let end = extent.map_or(inside.state.end, |extent| extent.end);
+        let state = State { end, done, ..inside.state };
+        Some(Turn { change: Change { add, remove, refused, ..Change::default() }, state, extent, is_last })
+    }
+
+    /// The change is on disk.
+    fn take_in(&self, turn: Turn) {
+        let Turn { change, state, extent, .. } = turn;
+        let record = change.add.map(|(first, bytes)| {
+            let size = bytes.len();
+            (Record::read(first, bytes).expect("it was just made"), size)
+        });
+        let mut inside = self.lock();
+        for _ in &change.remove {
+            let removed = inside.extents.pop_front().expect("it was there a moment ago");
+            inside.live -= removed.bytes;
+        }
+        inside.failed += change.refused.iter().map(|(_, refused)| refused.message.len() as u64).sum::<u64>();
+        inside.gone = inside.gone.split_off(&state.done);
+        inside.state = state;
+        if let Some(extent) = extent {
+            // Accepted before it can be fed.
+            self.outbox.note_spooled(extent.end - extent.first);
+            inside.extents.push_back(extent);
+        }
+        inside.fresh.extend(record);
+        let mut bytes: usize = inside.fresh.iter().map(|(_, bytes)| bytes).sum();
+        while bytes > FRESH
+            && let Some((_, oldest)) = inside.fresh.pop_front()
+        {
+            bytes -= oldest;
+        }
+        drop(inside);
+        self.written.notify_waiters();
+        self.room.notify_waiters();
+    }
+
+    fn broke(&self, error: &Error) {
+        tracing::error!("the spool takes no more: {error}");
+        self.lock().stage = Stage::Broken(format!("the spool takes no more: {error}"));
+        self.outbox.advance_phase(Phase::Cut);
+        self.written.notify_waiters();
+        self.room.notify_waiters();
+        self.work.notify_one();
+    }
+
+    // The task that feeds the Outbox.
+
+    /// Feeds messages in order until all is over.
+    pub(super) async fn feed(self: &Arc<Self>) {
+        let mut next = self.lock().state.done;
+        loop {
+            let record = match self.record_with(next).await {
+                Ok(record) => record,
+                Err(error) => return self.broke(&error),
+            };
+            let Some(record) = record else { return };
+            let end = record.end();
+            let gone = self.gone_below(end);
+            for (number, message) in record {
+                if number >= next && !gone.contains(&number) && !self.outbox.feed(number, &message).await {
+                    return;
+                }
+            }
+            self.outbox.pass_over(end);
+            next = end;
+        }
+    }
+
+    fn gone_below(&self, end: u64) -> BTreeSet<u64> {
+        let inside = self.lock();
+        if inside.gone.is_empty() { BTreeSet::new() } else { inside.gone.range(..end).copied().collect() }
+    }
+
+    /// Waits for the record with this message, or the first behind it.
+    async fn record_with(self: &Arc<Self>, number: u64) -> Result<Option<Record>> {
+        let first = loop {
+            let mut written = pin!(self.written.notified());
+            written.as_mut().enable();
+            {
+                let mut inside = self.lock();
+                if matches!(inside.stage, Stage::Ended | Stage::Broken(_)) {
+                    return Ok(None);
+                }
+                let index = inside.extents.partition_point(|extent| extent.end <= number);
+                if let Some(extent) = inside.extents.get(index).copied() {
+                    while inside.fresh.front().is_some_and(|(record, _)| record.end() <= number) {
+                        inside.fresh.pop_front();
+                    }
+                    let fresh = inside.fresh.front().filter(|(record, _)| record.end() == extent.end);
+                    if let Some((record, _)) = fresh {
+                        return Ok(Some(record.clone()));
+                    }
+                    break extent.first;
+                }
+                if number < inside.state.end {
+                    // The last ones were damaged on disk.
+                    self.outbox.pass_over(inside.state.end);
+                }
+            }
+            written.await;
+        };
+        let keeper = Arc::clone(self);
+        let read = tokio::task::spawn_blocking(move || keeper.with_store(|store| store.record(first))).await;
+        match read {
+            Ok(record) => record.map(Some),
+            // The runtime is going away.
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+fn refused_record(failed: &FailedMessage, seconds: u64) -> RefusedRecord {
+    let rejection = failed.rejection.clone().unwrap_or_else(|| Rejection { code: 0, text: failed.reason.to_string() });
+    RefusedRecord { rejection, seconds, message: Bytes::clone(&failed.message) }
+}
