@@ -536,6 +536,13 @@ impl<H: Handler> Reader<H> {
         at.map(|at| Instant::from_std(at).max(Instant::now() + SESSION_GRAIN))
     }
 
+    /// No more messages are handed out.
+    pub(crate) fn part(&mut self) {
+        if let Mode::Accepted(session) = &mut self.mode {
+            session.part();
+        }
+    }
+
     /// Waits for work that the handler has begun.
     pub(crate) fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let turn = Instant::now();

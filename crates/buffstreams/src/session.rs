@@ -148,6 +148,11 @@ impl Accepted {
         self.receiving.drain();
     }
 
+    /// Nothing is handled here any more.
+    pub(crate) fn part(&mut self) {
+        self.receiving.part();
+    }
+
     pub(crate) fn is_drained(&self) -> bool {
         self.receiving.is_drained()
     }

@@ -78,6 +78,7 @@ impl<H: Handler> Socket<H> {
     /// once that fails none are accepted any more, so that work which waits for room does not wait for ever.
     pub(crate) async fn finish_handler(&mut self, why: &Ended, outbox: &Arc<SharedOutbox>) {
         let mut broken = matches!(why, Ended::Io(_));
+        self.reader.part();
         if !matches!(why, Ended::HandlerPanicked | Ended::Cut) {
             poll_fn(|cx| {
                 if outbox.poll_phase(cx) == Phase::Cut {
@@ -95,6 +96,8 @@ impl<H: Handler> Socket<H> {
                 finished
             })
             .await;
+            // What had to wait for the writer to say what came before.
+            self.reader.say();
         }
         self.reader.ended(why);
     }

@@ -44,6 +44,8 @@ pub(crate) struct Receiving {
     /// More than that is finished.
     pub(super) has_news: bool,
     pub(super) liveness: Liveness,
+    /// Nothing is handled here any more.
+    is_parting: bool,
     /// This side is about to leave.
     pub(super) wants_goodbye: bool,
     pub(super) said_goodbye: bool,
@@ -76,6 +78,7 @@ impl Receiving {
             acked_at: now,
             has_news: false,
             liveness,
+            is_parting: false,
             wants_goodbye: false,
             said_goodbye: false,
             is_last: false,
@@ -208,6 +211,11 @@ impl Receiving {
         self.wants_goodbye = true;
     }
 
+    /// Nothing is handled here any more, so what is finished is acknowledged without delay: there may be no later.
+    pub(crate) fn part(&mut self) {
+        self.is_parting = true;
+    }
+
     /// Whether no message follows and all that came are acknowledged: this side may end its stream.
     pub(crate) fn is_drained(&self) -> bool {
         self.is_last && self.held.is_empty() && self.acked + 1 >= self.next && !self.owes_confirmation
@@ -242,12 +250,13 @@ impl Receiving {
     }
 
     /// Whether what is finished should be acknowledged now: when nothing is being worked on, when it is half of all that
-    /// came, and otherwise ten times a second.
+    /// came, when there is no later, and otherwise ten times a second.
     pub(super) fn ack_is_due(&self, committed: u64, is_idle: bool, now: Instant) -> bool {
         let news = committed.saturating_sub(self.acked);
         let outstanding = (self.next - 1).saturating_sub(self.acked);
         let waited = now.saturating_duration_since(self.acked_at);
-        news > 0 && ((is_idle && self.held.is_empty()) || news >= outstanding / 2 || waited >= ACK_DELAY)
+        let is_free = is_idle && self.held.is_empty();
+        news > 0 && (self.is_parting || is_free || news >= outstanding / 2 || waited >= ACK_DELAY)
     }
 }
 

@@ -387,6 +387,25 @@ fn acknowledgements_are_one_for_a_batch_and_ten_a_second_while_handlers_work() {
 }
 
 #[test]
+fn the_last_words_acknowledge_whatever_is_finished() {
+    let mut streams = Streams::new(1, 10_000);
+    let mut receiving = open(&mut streams, 1);
+    let Begun::Turn(mut turn) = streams.begin(&receiving) else { panic!("nobody else has it") };
+    for _ in 0..10 {
+        let number = receiving.number().unwrap();
+        assert_eq!(turn.offer(number), Offer::Handle);
+    }
+    turn.finish(1);
+    streams.end(turn);
+    let mut expected = Vec::new();
+    Control::Ack(1).put(&framing(), &mut expected);
+    receiving.part();
+    let mut said = Vec::new();
+    streams.controls(&mut receiving, Instant::now(), &mut said);
+    assert_eq!(said, expected, "though the other nine are still at work");
+}
+
+#[test]
 fn a_repeat_takes_no_room_once_the_sender_knows_that_it_is_finished() {
     let mut streams = Streams::new(1, 10_000);
     let older = open(&mut streams, 1);
