@@ -290,6 +290,11 @@ impl Connection {
         self.connection.state()
     }
 
+    /// Why the peer refused an acknowledged stream; see [`Connection::refusal`](crate::Connection::refusal).
+    pub fn refusal(&self) -> Option<String> {
+        self.connection.refusal()
+    }
+
     /// What came back from the other side, over all sockets.
     pub fn received(&self) -> ReceivedStats {
         self.connection.received()

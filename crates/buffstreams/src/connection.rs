@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -389,10 +389,12 @@ impl<S: Service> ConnectionBuilder<S> {
         let received = Arc::new(Received::default());
         let state = if first.is_some() { State::Connected } else { State::Connecting };
         let (state, states) = watch::channel(state);
+        let refusal = Arc::default();
         let connection = Connection {
             sender: Sender::new(&outbox),
             states,
             received: Arc::clone(&received),
+            refusal: Arc::clone(&refusal),
             _last: Arc::new(Last(Arc::clone(&outbox))),
         };
         let dialer = Dialer {
@@ -416,6 +418,7 @@ impl<S: Service> ConnectionBuilder<S> {
             outbox,
             failed_to: settings.failed_to,
             state,
+            refusal,
         };
         tokio::spawn(dialer.run(first));
         connection
@@ -449,6 +452,7 @@ pub struct Connection {
     sender: Sender,
     states: watch::Receiver<State>,
     received: Arc<Received>,
+    refusal: Arc<Mutex<Option<String>>>,
     _last: Arc<Last>,
 }
 
@@ -502,6 +506,13 @@ impl Connection {
     /// Where it stands, to be watched. A slow watcher sees the latest state, not every one.
     pub fn states(&self) -> watch::Receiver<State> {
         self.states.clone()
+    }
+
+    /// With [`Delivery::Acked`], why the peer refused the stream when it was last asked for, in words for people; `None` if
+    /// it has granted it since, or was not reached yet. A peer that closes the connection instead of an answer, as one does
+    /// that knows no acknowledged streams, has refused too.
+    pub fn refusal(&self) -> Option<String> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What came back from the other side, over all sockets.

@@ -74,6 +74,8 @@ pub(crate) struct Dialer<S> {
     pub(crate) outbox: Arc<SharedOutbox>,
     pub(crate) failed_to: FailedTo,
     pub(crate) state: watch::Sender<State>,
+    /// Why the peer refused the acknowledged stream; `None` once it has granted it.
+    pub(crate) refusal: Arc<Mutex<Option<String>>>,
     /// Who waits for the first socket to be of use.
     pub(crate) answer: Mutex<Option<Answer>>,
 }
@@ -85,8 +87,8 @@ pub(crate) type Answer = oneshot::Sender<Result<(), String>>;
 enum Parted {
     /// All is done.
     Finished,
-    /// It broke.
-    Lost,
+    /// It broke. An acknowledged stream may not have been granted on it: then it was of no use.
+    Lost { was_of_use: bool },
     /// Another was asked for.
     Reopened,
     /// The peer refuses to speak, and will not think better of it.
@@ -152,11 +154,12 @@ impl<S: Service> Dialer<S> {
             self.outbox.note_attempt();
             self.state.send_replace(State::Disconnected);
             at_once = matches!(parted, Parted::Reopened);
-            let healthy = connected_at.elapsed() >= self.backoff.max;
+            let was_of_use = !matches!(parted, Parted::Lost { was_of_use: false });
+            let healthy = was_of_use && connected_at.elapsed() >= self.backoff.max;
             if healthy {
                 delays.reset();
             }
-            let progress = self.outbox.settled() > settled_before || self.outbox.is_resolved();
+            let progress = was_of_use && (self.outbox.settled() > settled_before || self.outbox.is_resolved());
             if healthy || progress || at_once || was_dialled {
                 outage = Outage::begin(std::time::Instant::now());
             }
@@ -184,7 +187,7 @@ impl<S: Service> Dialer<S> {
         let peer = Peer::new(number, address, Sender::new(&self.outbox));
         let Some(mut socket) = Socket::open(io, &self.service, &peer, &self.demands) else {
             tracing::warn!("connection lost: {}", Ended::HandlerPanicked);
-            return Parted::Lost;
+            return Parted::Lost { was_of_use: true };
         };
         drop(peer);
         let outbox = &self.outbox;
@@ -200,6 +203,7 @@ impl<S: Service> Dialer<S> {
             let polled = socket.poll(cx, outbox);
             if !is_of_use && outbox.with_sending(|sending, _| sending.is_open()).unwrap_or(true) {
                 is_of_use = true;
+                self.note_refusal(None);
                 self.state.send_replace(State::Connected);
                 self.answer(Ok(()));
             }
@@ -221,12 +225,15 @@ impl<S: Service> Dialer<S> {
             return Parted::Finished;
         }
         tracing::warn!("connection lost: {ended}");
+        if let Ended::Refused { why, .. } = &ended {
+            self.note_refusal(Some(why.clone()));
+        }
         let gives_up_at_once = self.answer(Err(ended.to_string()));
         let parted = match &ended {
             Ended::Reopened => Parted::Reopened,
             Ended::Refused { is_temporary: false, .. } => Parted::Refused,
             _ if gives_up_at_once => Parted::Refused,
-            _ => Parted::Lost,
+            _ => Parted::Lost { was_of_use: is_of_use },
         };
         while leaving.try_join_next().is_some() {}
         leaving.spawn(socket.leave(ended));
@@ -237,6 +244,10 @@ impl<S: Service> Dialer<S> {
     fn answer(&self, answer: Result<(), String>) -> bool {
         let waiting = self.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
         waiting.is_some_and(|waiting| waiting.send(answer).is_ok())
+    }
+
+    fn note_refusal(&self, why: Option<String>) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Tries until there is a socket; `None` when the policy says that it is enough.

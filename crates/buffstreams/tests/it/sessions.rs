@@ -12,6 +12,7 @@ use buffstreams::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 
 use crate::support::{amount, in_time, until};
 
@@ -317,6 +318,55 @@ async fn a_listener_that_closes_when_asked_is_reported_as_one_that_may_not_know_
     let error = in_time("an answer comes", acked().dial(address.as_str())).await.unwrap_err();
     assert!(error.to_string().contains("may not know them"), "{error}");
     assert!(closing.await.unwrap().starts_with(&[0xff; 10]));
+}
+
+#[tokio::test]
+async fn a_lazy_connection_that_is_refused_ends_and_says_why() {
+    let listener = Listener::builder().sessions(false).bind("127.0.0.1:0").await.unwrap();
+    let server = listener.spawn(|_: &[u8]| Ok(()));
+    let connection = acked().dial_lazy(server.local_address()).unwrap();
+    assert_eq!(connection.refusal(), None);
+    connection.send(b"hello").await.unwrap();
+    in_time("it has given up", connection.closed()).await;
+    assert_eq!(connection.refusal().as_deref(), Some("this listener takes no sessions"));
+    assert_eq!((connection.stats().settled, connection.stats().failed), (0, 1));
+}
+
+/// Accepts connections and closes them, as listeners do that know no sessions.
+async fn closing_listener() -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let closing = async move {
+        loop {
+            drop(listener.accept().await.unwrap());
+        }
+    };
+    (address, tokio::spawn(closing))
+}
+
+#[tokio::test]
+async fn a_peer_that_never_grants_the_stream_is_away_even_if_there_is_nothing_to_send() {
+    let (address, _closing) = closing_listener().await;
+    let pauses = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(5) };
+    let retry = Retry::For(Duration::from_millis(100));
+    let connection = acked().backoff(pauses).retry(retry).dial_lazy(address.as_str()).unwrap();
+    in_time("it has given up", connection.closed()).await;
+    let refusal = connection.refusal().unwrap();
+    assert!(refusal.contains("may not know them"), "{refusal}");
+}
+
+#[tokio::test]
+async fn a_refusal_is_forgotten_once_the_stream_is_granted() {
+    let (address, closing) = closing_listener().await;
+    let connection = acked().dial_lazy(address.as_str()).unwrap();
+    connection.send(b"hello").await.unwrap();
+    until("it is refused", || connection.refusal().is_some()).await;
+    closing.abort();
+    assert!(closing.await.unwrap_err().is_cancelled());
+    let _server = Listener::bind(address.as_str()).await.unwrap().spawn(|_: &[u8]| Ok(()));
+    assert_eq!(in_time("it is flushed", connection.flush()).await.unwrap().settled, 1);
+    assert_eq!(connection.refusal(), None);
+    in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
 }
 
 #[tokio::test]
