@@ -29,23 +29,27 @@ Exit status: 0 when everything went through, 1 when something failed, 2 when the
 pub(crate) enum Command {
     /// Print the messages that arrive
     ///
-    /// The first line on standard error says where it listens; only messages go to standard output.
+    /// The first line on standard error says where it listens; only messages go to standard output. Senders of both
+    /// levels of --delivery may come to the same port; a message is acknowledged once it is written to standard output.
     #[command(after_help = "\
 Examples:
   buffstreams listen :5031
   buffstreams listen 127.0.0.1:0 --framing varint --max-message-size 64KiB --output hex
   buffstreams listen unix:/run/readings.sock --count 10
+  buffstreams listen :5031 --no-sessions >> readings.log
   buffstreams listen :5031 --proto reading.proto --type plant.Reading --output json")]
     Listen(ListenArguments),
 
     /// Send messages read from a file or from standard input
     ///
-    /// Reconnects by itself. The last line on standard error accounts for every message.
+    /// Reconnects by itself. The last line on standard error accounts for every message. With --delivery acked, what the
+    /// listener has not acknowledged when it is lost is sent to it again, or to the one that takes its place.
     #[command(after_help = "\
 Examples:
   buffstreams send localhost:5031 access.log
   journalctl -f | buffstreams send collector:5031 --failed unsent.bin --retry-for 2m
   buffstreams send localhost:5031 unsent.bin --input delimited
+  buffstreams send collector:5031 orders.txt --delivery acked --window 1MiB
   echo '{\"celsius\": 21.5}' |
     buffstreams send localhost:5031 --proto reading.proto --type plant.Reading --input json")]
     Send(SendArguments),
@@ -79,6 +83,10 @@ pub(crate) struct ListenArguments {
     /// Print exactly N messages, over all connections, and end
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
+
+    /// Refuse senders that want their messages acknowledged
+    #[arg(long)]
+    pub(crate) no_sessions: bool,
 }
 
 #[derive(Debug, Args)]
@@ -101,8 +109,12 @@ pub(crate) struct SendArguments {
     input: Option<InputFormat>,
 
     /// When a message counts as settled
-    #[arg(long, value_enum, default_value_t = Delivery::Sent)]
-    pub(crate) delivery: Delivery,
+    #[arg(long, value_enum, default_value_t = DeliveryLevel::Sent)]
+    delivery: DeliveryLevel,
+
+    /// With --delivery acked, how much is sent ahead of acknowledgements, if the listener allows as much [default: 4MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    window: Option<usize>,
 
     /// How long the peer may be away before everything in hand fails; 0 is one attempt
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
@@ -183,10 +195,10 @@ pub(crate) enum InputFormat {
 
 /// When a message counts as settled.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Delivery {
+enum DeliveryLevel {
     /// The kernel took it
     Sent,
-    /// The listener's handler is done with it and said so (not built into this program yet)
+    /// The listener is done with it, and has said so
     Acked,
 }
 
@@ -228,7 +240,26 @@ impl SendArguments {
             (Some(InputFormat::Json), None) => unusable("send", JSON_NEEDS_TYPE),
         }
     }
+
+    pub(crate) fn delivery(&self) -> Delivery {
+        match (self.delivery, self.window, self.wire.framing) {
+            (DeliveryLevel::Sent, None, _) => Delivery::Sent,
+            (DeliveryLevel::Sent, Some(_), _) => {
+                unusable("send", "--window is for acknowledgements: add --delivery acked")
+            }
+            (DeliveryLevel::Acked, _, narrow @ (Prefix::U8 | Prefix::U16Be | Prefix::U16Le)) => unusable(
+                "send",
+                format_args!(
+                    "--framing {narrow} leaves no way to ask for --delivery acked: use buffstreams, varint, u32* or u64*"
+                ),
+            ),
+            (DeliveryLevel::Acked, window, _) => Delivery::Acked { window: window.unwrap_or(WINDOW) },
+        }
+    }
 }
+
+/// What `send` has in flight unless it is told otherwise, in bytes.
+const WINDOW: usize = 4 << 20;
 
 const JSON_NEEDS_TYPE: &str = "json needs a message type: add --proto FILE --type pkg.Message";
 
@@ -249,6 +280,16 @@ pub(crate) enum Input {
     Hex,
     Json(Schema),
     Delimited,
+}
+
+/// When a message counts as settled, with what that takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    Sent,
+    /// `window` is in bytes.
+    Acked {
+        window: usize,
+    },
 }
 
 impl WireArguments {

@@ -1,7 +1,10 @@
 //! `buffstreams listen`: prints the messages that arrive.
+//!
+//! A message of an acknowledged stream is finished once its batch is written. One for which `--count` has left no place
+//! is never finished, so that its sender keeps it for another listener.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use buffstreams::{
@@ -27,7 +30,7 @@ pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Out
         .prefix(framing.prefix())
         .max_message_size(framing.max_message_size())
         .on_handler_error(OnHandlerError::Close)
-        .sessions(false)
+        .sessions(!arguments.no_sessions)
         .bind(arguments.address)
         .await?;
     report.say(format_args!("listening on {}", listener.local_address()));
@@ -39,6 +42,10 @@ pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Out
             peer: peer.address().clone(),
             batch: Batch::new(Arc::clone(&output)),
             report: Arc::clone(&report),
+            taken: Vec::new(),
+            written: 0,
+            has_left_out: false,
+            waker: Waker::noop().clone(),
         }
     }));
     let mut status = loop {
@@ -85,20 +92,59 @@ struct Printer {
     peer: PeerAddress,
     batch: Batch,
     report: Arc<Report>,
+    /// With a `--count`, the numbers in their stream of the messages that had a place; the first `written` of them are in
+    /// batches that were written.
+    taken: Vec<u64>,
+    written: usize,
+    /// There was no place for a message.
+    has_left_out: bool,
+    waker: Waker,
 }
 
 impl Handler for Printer {
     fn message(&mut self, message: Message<'_>) -> HandlerResult {
-        self.batch.add(&message, &self.peer).map_err(HandlerError::from)
+        if !self.batch.add(&message, &self.peer) {
+            self.has_left_out = true;
+        } else if self.defers()
+            && let Some(number) = message.number()
+        {
+            self.taken.push(number);
+        }
+        Ok(())
     }
 
     fn batch_end(&mut self) -> HandlerResult {
-        self.batch.end().map_err(HandlerError::from)
+        if let Err(failed) = self.batch.end() {
+            self.taken.truncate(self.written);
+            return Err(failed.into());
+        }
+        self.written = self.taken.len();
+        if self.written > 0 {
+            self.waker.wake_by_ref();
+        }
+        Ok(())
     }
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<HandlerResult> {
-        // What would not be printed is not even read, until the program ends.
-        if self.batch.output().takes_no_more() { Poll::Pending } else { Poll::Ready(Ok(())) }
+    /// Only with a `--count`: without one, every message of a batch that was written is finished.
+    fn defers(&self) -> bool {
+        self.batch.output().has_count()
+    }
+
+    fn take_outcomes(&mut self, each: &mut dyn FnMut(u64, HandlerResult)) {
+        self.taken.drain(..self.written).for_each(|number| each(number, Ok(())));
+        self.written = 0;
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
+        self.waker.clone_from(cx.waker());
+        let output = self.batch.output();
+        match (output.is_full(), output.is_closing()) {
+            (false, _) => Poll::Ready(Ok(())),
+            // What would not be printed is not even read, until the program ends.
+            (true, false) => Poll::Pending,
+            (true, true) if self.has_left_out => Poll::Ready(Err(HandlerError::new("--count is reached"))),
+            (true, true) => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_finished(&mut self, _: &mut Context<'_>) -> Poll<HandlerResult> {

@@ -3,6 +3,7 @@
 //! Each connection gathers its batch in a buffer that it borrows while the batch lasts, so batches of different
 //! connections never mix inside a message and an idle connection holds nothing. `--count` is kept here: a message is
 //! printed only if it has taken one of the places that are left, and it is counted as received only once it is written.
+//! Whether a batch is written is known when it ends, and not before.
 
 use std::fmt;
 use std::fs::File;
@@ -95,17 +96,22 @@ impl Output {
         }
     }
 
-    /// Whether every place is taken and nothing should be read any more.
-    pub(crate) fn takes_no_more(&self) -> bool {
-        self.is_full() && !self.closing.load(Ordering::Relaxed)
-    }
-
-    /// Lets connections that wait come to their end: what they still bring is not printed.
+    /// Lets connections come to their end that wait because there is no place left.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
     }
 
-    fn is_full(&self) -> bool {
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Whether places are limited, so that there may be messages without one.
+    pub(crate) fn has_count(&self) -> bool {
+        self.places.is_some()
+    }
+
+    /// Whether no place is left, and none ever will be.
+    pub(crate) fn is_full(&self) -> bool {
         self.places.as_ref().is_some_and(|places| places.load(Ordering::Relaxed) == 0)
     }
 
@@ -172,6 +178,8 @@ pub(crate) struct Batch {
     output: Arc<Output>,
     buffer: Vec<u8>,
     counted: Counted,
+    /// A part of it could not be written.
+    has_failed: bool,
 }
 
 /// What a batch adds to the totals once it is written.
@@ -184,17 +192,17 @@ struct Counted {
 
 impl Batch {
     pub(crate) fn new(output: Arc<Output>) -> Batch {
-        Batch { output, buffer: Vec::new(), counted: Counted::default() }
+        Batch { output, buffer: Vec::new(), counted: Counted::default(), has_failed: false }
     }
 
     pub(crate) fn output(&self) -> &Output {
         &self.output
     }
 
-    /// Adds a message, unless there is no place left for it.
-    pub(crate) fn add(&mut self, message: &[u8], from: &dyn fmt::Display) -> Result<(), OutputFailed> {
+    /// Adds a message, and says whether there was a place for it. One that cannot be decoded needs none, and is done with.
+    pub(crate) fn add(&mut self, message: &[u8], from: &dyn fmt::Display) -> bool {
         if self.output.is_full() {
-            return Ok(());
+            return false;
         }
         if self.buffer.capacity() == 0 && !matches!(self.output.format, args::Output::None) {
             self.buffer = self.output.buffers().pop().unwrap_or_default();
@@ -210,12 +218,12 @@ impl Batch {
             self.output
                 .report
                 .error(format_args!("a message of {length} bytes from {from} is not a {}: {error}", schema.name()));
-            return Ok(());
+            return true;
         }
         // Only what can be printed takes a place: the count is of messages printed.
         if !self.output.take_place() {
             self.buffer.truncate(start);
-            return Ok(());
+            return false;
         }
         match &self.output.format {
             args::Output::Lines => {
@@ -234,33 +242,34 @@ impl Batch {
         self.counted.printed += 1;
         self.counted.bytes += message.len() as u64;
         if self.buffer.len() >= PART {
-            self.write()?;
+            self.write();
         }
-        Ok(())
+        true
     }
 
     /// Writes what was added, counts it, and gives the buffer back.
+    ///
+    /// # Errors
+    ///
+    /// If any part of the batch could not be written.
     pub(crate) fn end(&mut self) -> Result<(), OutputFailed> {
-        self.write()?;
+        self.write();
         let buffer = std::mem::take(&mut self.buffer);
         if (1..=KEEP).contains(&buffer.capacity()) {
             self.output.buffers().push(buffer);
         }
-        Ok(())
+        if std::mem::take(&mut self.has_failed) { Err(OutputFailed) } else { Ok(()) }
     }
 
-    fn write(&mut self) -> Result<(), OutputFailed> {
-        if !self.buffer.is_empty() {
-            let written = self.output.write(&self.buffer);
-            self.buffer.clear();
-            if written.is_err() {
-                // The message that the write broke in is lost to the reader too; none of these count as received.
-                self.counted = Counted::default();
-                return written;
-            }
+    fn write(&mut self) {
+        let counted = std::mem::take(&mut self.counted);
+        let written = if self.buffer.is_empty() { Ok(()) } else { self.output.write(&self.buffer) };
+        self.buffer.clear();
+        match written {
+            Ok(()) => self.output.count(&counted),
+            // The message that the write broke in is lost to the reader too; none of these count as received.
+            Err(OutputFailed) => self.has_failed = true,
         }
-        self.output.count(&std::mem::take(&mut self.counted));
-        Ok(())
     }
 }
 

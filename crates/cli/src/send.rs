@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use buffstreams::{Backoff, Connection, FailedMessage, Retry, State};
+use buffstreams::{Backoff, Connection, FailedMessage, Rejection, Retry, State};
 use indicatif::ProgressBar;
 
 use crate::args::{Delivery, SendArguments};
@@ -26,9 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outcome {
-    if arguments.delivery == Delivery::Acked {
-        return Err("--delivery acked is not built into this program yet; nothing was sent".into());
-    }
+    let delivery = arguments.delivery();
     let framing = arguments.framing();
     let format = arguments.input();
     let (source, length) = open(&arguments.file)?;
@@ -39,7 +37,11 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     }
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
     let mut signals = Signals::watch()?;
-    let connection = Connection::builder()
+    let builder = match delivery {
+        Delivery::Sent => Connection::builder(),
+        Delivery::Acked { window } => Connection::builder().delivery(buffstreams::Delivery::Acked).window(window),
+    };
+    let connection = builder
         .prefix(framing.prefix())
         .max_message_size(framing.max_message_size())
         .retry(if arguments.retry_for.is_zero() { Retry::Never } else { Retry::For(arguments.retry_for) })
@@ -66,7 +68,8 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     let unsendable = failures.unsendable();
     let (accepted, failed) = (stats.accepted + unsendable, stats.failed + unsendable);
     report.say_left_out();
-    if let Some(reason) = end.reason() {
+    let refusal = connection.refusal().filter(|_| stats.failed > 0 || matches!(end, End::PeerAway));
+    if let Some(reason) = end.reason(refusal) {
         report.fail(reason);
     }
     report.say(format_args!("accepted {accepted}, settled {}, failed {failed}", stats.settled));
@@ -82,12 +85,14 @@ enum End {
 }
 
 impl End {
-    fn reason(&self) -> Option<String> {
-        match self {
-            End::InputUsedUp => None,
-            End::InputFailed(error) => Some(format!("cannot read the input any further: {error}")),
-            End::PeerAway => Some("the peer was away for longer than --retry-for allows".to_owned()),
-            End::Interrupted => Some("interrupted; the input was read no further".to_owned()),
+    /// What there is to say of it. `refusal` is why the peer refuses to acknowledge messages, if it does.
+    fn reason(&self, refusal: Option<String>) -> Option<String> {
+        match (self, refusal) {
+            (End::InputFailed(error), _) => Some(format!("cannot read the input any further: {error}")),
+            (End::Interrupted, _) => Some("interrupted; the input was read no further".to_owned()),
+            (End::InputUsedUp | End::PeerAway, Some(why)) => Some(format!("--delivery acked was refused: {why}")),
+            (End::InputUsedUp, None) => None,
+            (End::PeerAway, None) => Some("the peer was away for longer than --retry-for allows".to_owned()),
         }
     }
 }
@@ -183,7 +188,14 @@ impl Failures {
 
     /// The connection gave an accepted message up.
     fn given_up(&self, failed: &FailedMessage) {
-        self.report.error(format_args!("a message of {} bytes failed: {}", failed.message.len(), failed.reason));
+        let (length, reason) = (failed.message.len(), &failed.reason);
+        match &failed.rejection {
+            None => self.report.error(format_args!("a message of {length} bytes failed: {reason}")),
+            Some(Rejection { code, text, .. }) => {
+                self.report
+                    .error(format_args!("a message of {length} bytes failed: {reason} with code {code}: {text}"));
+            }
+        }
         if let Some(file) = &self.file {
             file.add(&failed.message);
         }
