@@ -5,6 +5,7 @@
 #![cfg(unix)]
 #![allow(missing_docs)]
 
+mod acked;
 mod demo;
 mod framings;
 mod json;

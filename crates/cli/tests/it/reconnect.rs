@@ -10,13 +10,13 @@ use crate::program::{Ended, Folder, Program, Signal, text};
 use crate::wire::undelimited;
 
 /// Writes numbered lines, one at a time, until it is told to stop.
-struct Numbers {
+pub(crate) struct Numbers {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
 
 impl Numbers {
-    fn start(mut stdin: ChildStdin) -> Numbers {
+    pub(crate) fn start(mut stdin: ChildStdin) -> Numbers {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
@@ -35,20 +35,20 @@ impl Numbers {
     }
 
     /// How many lines were written.
-    fn stop(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
 }
 
 /// Accepted, settled, failed.
-fn account(ended: &Ended) -> [u64; 3] {
+pub(crate) fn account(ended: &Ended) -> [u64; 3] {
     let numbers: Vec<u64> =
         ended.last_line().split(' ').filter_map(|word| word.trim_end_matches(',').parse().ok()).collect();
     numbers.try_into().unwrap_or_else(|_| panic!("{}", ended.stderr))
 }
 
-fn numbers(printed: &[u8]) -> Vec<u64> {
+pub(crate) fn numbers(printed: &[u8]) -> Vec<u64> {
     std::str::from_utf8(printed).unwrap().lines().map(|line| line.parse().unwrap()).collect()
 }
 
