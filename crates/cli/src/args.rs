@@ -48,11 +48,22 @@ Examples:
 Examples:
   buffstreams send localhost:5031 access.log
   journalctl -f | buffstreams send collector:5031 --failed unsent.bin --retry-for 2m
+  journalctl -f | buffstreams send collector:5031 --delivery acked --spool outgoing
   buffstreams send localhost:5031 unsent.bin --input delimited
   buffstreams send collector:5031 orders.txt --delivery acked --window 1MiB
   echo '{\"celsius\": 21.5}' |
     buffstreams send localhost:5031 --proto reading.proto --type plant.Reading --input json")]
     Send(SendArguments),
+
+    /// Look at the failed messages that a spool keeps, send them again, or drop them
+    ///
+    /// They are those that the listener refused while `send --spool DIR` ran. Without numbers it is all of them.
+    #[command(after_help = "\
+Examples:
+  buffstreams failed outgoing list
+  buffstreams failed outgoing send 17 18
+  buffstreams failed outgoing drop")]
+    Failed(FailedArguments),
 
     /// Show the rate over loopback, and that every message arrives intact
     ///
@@ -90,6 +101,31 @@ pub(crate) struct ListenArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct FailedArguments {
+    /// The directory of the spool; no `send` may be running with it
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+
+    /// What to do with them
+    #[arg(value_enum)]
+    pub(crate) action: FailedAction,
+
+    /// Only those with these numbers, the first of each line of `list`
+    #[arg(value_name = "NUMBER")]
+    pub(crate) numbers: Vec<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailedAction {
+    /// One line each: number, time, bytes, the listener's code and reason, and how the message begins
+    List,
+    /// Put them behind what waits in the spool, to go with the next `send --spool`
+    Send,
+    /// Forget them
+    Drop,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct SendArguments {
     /// Where to send: `host:port`, `:port` (this machine), `unix:PATH`
     pub(crate) address: Address,
@@ -115,6 +151,17 @@ pub(crate) struct SendArguments {
     /// With --delivery acked, how much is sent ahead of acknowledgements, if the listener allows as much [default: 4MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     window: Option<usize>,
+
+    /// With --delivery acked, keep messages in this directory until they are acknowledged, over crashes and restarts
+    ///
+    /// What an earlier run left there is sent first; the first line on standard error says how much. Input goes to disk as
+    /// it is read, also while nobody listens. Messages that the listener refuses stay there: see `buffstreams failed`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) spool: Option<PathBuf>,
+
+    /// With --spool, how much it may hold; then the input waits [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    spool_size: Option<usize>,
 
     /// How long the peer may be away before everything in hand fails; 0 is one attempt
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
@@ -241,7 +288,18 @@ impl SendArguments {
         }
     }
 
+    /// Bytes that the spool may hold.
+    pub(crate) fn spool_size(&self) -> Option<u64> {
+        self.spool_size.map(|size| size as u64)
+    }
+
     pub(crate) fn delivery(&self) -> Delivery {
+        if self.spool.is_some() && matches!(self.delivery, DeliveryLevel::Sent) {
+            unusable("send", "--spool keeps messages until they are acknowledged: add --delivery acked");
+        }
+        if self.spool.is_none() && self.spool_size.is_some() {
+            unusable("send", "--spool-size is for a spool: add --spool DIR");
+        }
         match (self.delivery, self.window, self.wire.framing) {
             (DeliveryLevel::Sent, None, _) => Delivery::Sent,
             (DeliveryLevel::Sent, Some(_), _) => {

@@ -1,4 +1,4 @@
-//! The program `buffstreams`: `listen`, `send` and `demo`, on top of the library of the same name.
+//! The program `buffstreams`: `listen`, `send`, `failed` and `demo`, on top of the library of the same name.
 //!
 //! Each subcommand has a file; what they share is how messages stand in text and files (`input`, `output`, `schema`), and
 //! what a person or a script is told on standard error (`report`, `progress`).
@@ -7,6 +7,7 @@ mod args;
 mod demo;
 mod failed;
 mod input;
+mod line;
 mod listen;
 mod output;
 mod progress;
@@ -14,6 +15,7 @@ mod report;
 mod schema;
 mod send;
 mod signals;
+mod spooled;
 
 use std::process;
 use std::sync::Arc;
@@ -56,6 +58,7 @@ async fn run(command: Command, report: &Arc<Report>) -> Outcome {
     match command {
         Command::Listen(arguments) => listen::run(arguments, report).await,
         Command::Send(arguments) => send::run(arguments, report).await,
+        Command::Failed(arguments) => spooled::run(&arguments, report),
         Command::Demo(arguments) => demo::run(arguments, report).await,
     }
 }

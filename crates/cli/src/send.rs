@@ -13,7 +13,8 @@ use indicatif::ProgressBar;
 
 use crate::args::{Delivery, SendArguments};
 use crate::failed::FailedFile;
-use crate::input::{self, Content, Item, Messages};
+use crate::input::{self, Content, Messages};
+use crate::line::{self, Line};
 use crate::progress::{self, Totals};
 use crate::report::Report;
 use crate::signals::Signals;
@@ -41,7 +42,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         Delivery::Sent => Connection::builder(),
         Delivery::Acked { window } => Connection::builder().delivery(buffstreams::Delivery::Acked).window(window),
     };
-    let connection = builder
+    let builder = builder
         .prefix(framing.prefix())
         .max_message_size(framing.max_message_size())
         .retry(if arguments.retry_for.is_zero() { Retry::Never } else { Retry::For(arguments.retry_for) })
@@ -49,39 +50,62 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         .on_failed({
             let failures = Arc::clone(&failures);
             move |failed: FailedMessage| failures.given_up(&failed)
-        })
-        .dial_lazy(arguments.address)?;
-    let bar = watch(&connection, length, report);
+        });
+    let (line, damaged) = Line::open(builder, &arguments, report)?;
+    let bar = watch(&line, length, report);
     let chunks = input::read(bar.wrap_read(source));
     let mut messages = Messages::new(chunks, format, framing.max_message_size(), failures.has_file());
 
-    let end = send_all(&mut messages, &connection, &failures, &mut signals).await;
+    let mut left = Vec::new();
+    let end = line.send_all(&mut messages, &failures, &mut signals, &mut left).await;
     let end = match end {
         End::InputUsedUp | End::InputFailed(_) => tokio::select! {
-            _ = connection.flush() => end,
+            all = line.flush() => if all { end } else { End::PeerAway },
             () = signals.first() => End::Interrupted,
         },
-        End::PeerAway | End::Interrupted => end,
+        End::PeerAway | End::Interrupted | End::SpoolFailed(_) => end,
     };
-    let stats = connection.close(LAST_WORK).await?;
+    // With a spool, nothing is lost by leaving at once where nobody listens.
+    let is_kept = arguments.spool.is_some() && line.state() != State::Connected;
+    let mut stats = line.close(if is_kept { Duration::ZERO } else { LAST_WORK }).await?;
+    if let (Some(directory), End::PeerAway) = (&arguments.spool, &end) {
+        let kept = line::keep_rest(left, &mut messages, directory, &arguments, &failures).await?;
+        stats.accepted += kept;
+        stats.in_flight += kept;
+    }
     report.finish();
     let unsendable = failures.unsendable();
-    let (accepted, failed) = (stats.accepted + unsendable, stats.failed + unsendable);
+    let (accepted, failed) = (stats.recovered + stats.accepted + unsendable, stats.failed + unsendable);
     report.say_left_out();
-    let refusal = connection.refusal().filter(|_| stats.failed > 0 || matches!(end, End::PeerAway));
+    let refusal = line.refusal().filter(|_| stats.failed > 0 || matches!(end, End::PeerAway));
     if let Some(reason) = end.reason(refusal) {
         report.fail(reason);
     }
+    if let Some(directory) = arguments.spool.as_deref().map(Path::display) {
+        if stats.in_flight > 0 {
+            report.say(format_args!(
+                "spool: {} messages are kept for the next send --spool {directory}",
+                stats.in_flight
+            ));
+        }
+        if stats.failed > 0 {
+            let failed = stats.failed;
+            report.say(format_args!("spool: {failed} failed messages are kept: buffstreams failed {directory} list"));
+        }
+    }
     report.say(format_args!("accepted {accepted}, settled {}, failed {failed}", stats.settled));
-    Ok(if failed == 0 && matches!(end, End::InputUsedUp) { Status::Success } else { Status::Failure })
+    let all_well = failed == 0 && damaged == 0 && matches!(end, End::InputUsedUp);
+    Ok(if all_well { Status::Success } else { Status::Failure })
 }
 
 /// Why no more is sent.
-enum End {
+#[derive(Debug)]
+pub(crate) enum End {
     InputUsedUp,
     InputFailed(io::Error),
     PeerAway,
     Interrupted,
+    SpoolFailed(buffstreams::Error),
 }
 
 impl End {
@@ -89,42 +113,11 @@ impl End {
     fn reason(&self, refusal: Option<String>) -> Option<String> {
         match (self, refusal) {
             (End::InputFailed(error), _) => Some(format!("cannot read the input any further: {error}")),
+            (End::SpoolFailed(error), _) => Some(error.to_string()),
             (End::Interrupted, _) => Some("interrupted; the input was read no further".to_owned()),
             (End::InputUsedUp | End::PeerAway, Some(why)) => Some(format!("--delivery acked was refused: {why}")),
             (End::InputUsedUp, None) => None,
             (End::PeerAway, None) => Some("the peer was away for longer than --retry-for allows".to_owned()),
-        }
-    }
-}
-
-/// Sends until there is a reason not to. What was read by then is accounted for, whatever the reason.
-async fn send_all(messages: &mut Messages, connection: &Connection, failures: &Failures, signals: &mut Signals) -> End {
-    loop {
-        let next = tokio::select! {
-            biased;
-            next = messages.next() => next,
-            () = connection.closed() => return End::PeerAway,
-            () = signals.first() => return End::Interrupted,
-        };
-        let message = match next {
-            Ok(Some(Item::Message(message))) => message,
-            Ok(Some(Item::Unsendable(unsendable))) => {
-                failures.not_sendable(unsendable.to_string(), unsendable.content);
-                continue;
-            }
-            Ok(None) => return End::InputUsedUp,
-            Err(error) => return End::InputFailed(error),
-        };
-        tokio::select! {
-            biased;
-            sent = connection.send(message) => if let Err(error) = sent {
-                failures.refused(message, &error);
-                return End::PeerAway;
-            },
-            () = signals.first() => {
-                failures.refused(message, &"there was no room for it before the interruption");
-                return End::Interrupted;
-            }
         }
     }
 }
@@ -146,14 +139,14 @@ fn are_the_same(one: &Path, other: &Path) -> bool {
 }
 
 /// Shows how far it is, where somebody can see it.
-fn watch(connection: &Connection, length: Option<u64>, report: &Report) -> ProgressBar {
+fn watch(line: &Line, length: Option<u64>, report: &Report) -> ProgressBar {
     let totals = {
-        let connection = connection.clone();
-        move |position| Totals { messages: connection.stats().accepted, bytes: position }
+        let line = line.clone();
+        move |position| Totals { messages: line.stats().accepted, bytes: position }
     };
     let state = {
-        let connection = connection.clone();
-        move || match connection.state() {
+        let line = line.clone();
+        move || match line.state() {
             State::Connected => "",
             _ => "  (not connected)",
         }
@@ -165,7 +158,7 @@ fn watch(connection: &Connection, length: Option<u64>, report: &Report) -> Progr
 
 /// Where everything goes that is not sent: to standard error, to the file if there is one, and into the account.
 #[derive(Debug)]
-struct Failures {
+pub(crate) struct Failures {
     file: Option<FailedFile>,
     /// Messages that the connection never accepted; its own account has the others.
     unsendable: AtomicU64,
@@ -202,7 +195,7 @@ impl Failures {
     }
 
     /// The connection did not accept a message.
-    fn refused(&self, message: &[u8], why: &dyn fmt::Display) {
+    pub(crate) fn refused(&self, message: &[u8], why: &dyn fmt::Display) {
         self.unsendable.fetch_add(1, Ordering::Relaxed);
         self.report.error(format_args!("a message of {} bytes failed: {why}", message.len()));
         if let Some(file) = &self.file {
@@ -211,7 +204,7 @@ impl Failures {
     }
 
     /// The input has no message here.
-    fn not_sendable(&self, why: impl fmt::Display, content: Content) {
+    pub(crate) fn not_sendable(&self, why: impl fmt::Display, content: Content) {
         self.unsendable.fetch_add(1, Ordering::Relaxed);
         self.report.error(why);
         if let Some(file) = &self.file {

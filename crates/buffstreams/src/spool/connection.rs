@@ -230,6 +230,11 @@ impl SpooledConnection {
         self.connection.states()
     }
 
+    /// Why the peer refused the stream; see [`Connection::refusal`].
+    pub fn refusal(&self) -> Option<String> {
+        self.connection.refusal()
+    }
+
     /// What came back from the other side, over all sockets.
     pub fn received(&self) -> ReceivedStats {
         self.connection.received()

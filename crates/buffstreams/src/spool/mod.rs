@@ -155,6 +155,11 @@ impl Spool {
         Spool::builder().open(directory)
     }
 
+    /// Whether there is a spool in this directory.
+    pub fn is_in(directory: impl AsRef<Path>) -> bool {
+        Store::is_in(directory.as_ref())
+    }
+
     /// Another limit.
     pub fn builder() -> SpoolBuilder {
         SpoolBuilder { max_bytes: 1024 * 1024 * 1024 }
@@ -234,6 +239,23 @@ impl Spool {
     /// left of them, whenever it is opened before all earlier ones are settled.
     pub fn damage(&self) -> &[SpoolDamage] {
         &self.damage
+    }
+
+    /// Puts messages behind those that wait, while there is no connection: they are sent by the next. On disk when this
+    /// returns, all of them or none.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Full`] if they are more than the spool may hold; [`ErrorKind::Spool`].
+    pub fn append<M: AsRef<[u8]>>(&mut self, messages: impl IntoIterator<Item = M>) -> Result<()> {
+        let mut writer = RecordWriter::default();
+        messages.into_iter().for_each(|message| writer.push(message.as_ref()));
+        let (taken, more) = (self.live_bytes() + self.failed.1, writer.len() as u64);
+        if taken > 0 && taken + more > self.max_bytes {
+            let text = format!("the spool has no room for {more} bytes: {taken} of {} bytes are taken", self.max_bytes);
+            return Err(Error::new(ErrorKind::Full, text));
+        }
+        if writer.count() > 0 { self.put_back(&mut writer, &mut Vec::new()) } else { Ok(()) }
     }
 
     /// How many failed messages it keeps.

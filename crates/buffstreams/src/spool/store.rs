@@ -69,6 +69,10 @@ pub(super) struct Store {
 }
 
 impl Store {
+    pub(super) fn is_in(directory: &Path) -> bool {
+        directory.join(FILE).is_file()
+    }
+
     /// Opens the store in a directory, which is made if it is not there.
     pub(super) fn open(directory: &Path) -> Result<Store> {
         let named = |text: String| Error::new(ErrorKind::Spool, format!("the spool {}: {text}", directory.display()));

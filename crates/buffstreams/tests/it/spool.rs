@@ -113,6 +113,23 @@ async fn more_than_fits_into_memory_waits_on_disk() {
 }
 
 #[tokio::test]
+async fn messages_are_added_without_a_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::builder().max_bytes(1_000).open(folder.path()).unwrap();
+    spool.append([b"one", b"two"]).unwrap();
+    spool.append::<&[u8]>([]).unwrap();
+    assert_eq!(spool.append([[0; 999]]).unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!((spool.recovered(), spool.next_number()), (2, 3));
+    drop(spool);
+    let recorder = Recorder::default();
+    let server = serve(&recorder).await;
+    let connection = dial(server.local_address(), folder.path());
+    assert_eq!(in_time("it is flushed", connection.flush()).await.unwrap().settled, 2);
+    close(connection, DEADLINE).await;
+    assert_eq!(recorder.messages(), [b"one", b"two"]);
+}
+
+#[tokio::test]
 async fn one_at_a_time_has_a_spool_open() {
     let folder = tempfile::tempdir().unwrap();
     let first = Spool::open(folder.path()).unwrap();

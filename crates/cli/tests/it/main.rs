@@ -13,6 +13,7 @@ mod listen;
 mod program;
 mod reconnect;
 mod send;
+mod spool;
 mod terminal;
 mod usage;
 mod wire;

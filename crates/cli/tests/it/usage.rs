@@ -2,7 +2,7 @@ use crate::program::{Program, data};
 
 #[test]
 fn each_subcommand_shows_an_example_in_its_help() {
-    for subcommand in ["listen", "send", "demo"] {
+    for subcommand in ["listen", "send", "failed", "demo"] {
         let help = Program::run([subcommand, "--help"], b"");
         let text = String::from_utf8(help.stdout).unwrap();
         assert_eq!(help.status.code(), Some(0));
@@ -35,6 +35,10 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         (&["listen", ":0", "--framing", "u16le", "--max-message-size", "64KiB"], "65535"),
         (&["listen", ":0", "--count", "-1"], "-1"),
         (&["listen", ":0", "--output", "yaml"], "yaml"),
+        (&["send", ":1", "--spool", "outgoing"], "--delivery acked"),
+        (&["send", ":1", "--delivery", "acked", "--spool-size", "1MiB"], "--spool DIR"),
+        (&["failed", "outgoing"], "<ACTION>"),
+        (&["failed", "outgoing", "burn"], "burn"),
         (&["listen", ":0", "--output", "json"], "--type"),
         (&["listen", ":0", "--type", "pkg.Message"], "--proto"),
         (&["listen", ":0", "--proto", &gtfs], "--type"),

@@ -1,0 +1,234 @@
+//! The way to the peer: a connection with its messages in memory, or one with a spool on disk.
+
+use std::path::Path;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use buffstreams::{Connection, ConnectionBuilder, Error, Refused, Spool, SpooledConnection, State, Stats};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+
+use crate::args::SendArguments;
+use crate::input::{Item, Messages};
+use crate::report::Report;
+use crate::send::{End, Failures};
+use crate::signals::Signals;
+
+/// Messages that wait together for the disk.
+const WRITING: usize = 4096;
+
+/// How long input is still taken into the spool once the peer was away for too long, and how long a pause in it ends that.
+const REST: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Debug)]
+pub(crate) enum Line {
+    Memory(Connection),
+    Disk(SpooledConnection),
+}
+
+impl Line {
+    /// Opens the line; with a spool, says what waits there. Returns how many messages are damaged in it.
+    pub(crate) fn open(
+        builder: ConnectionBuilder,
+        arguments: &SendArguments,
+        report: &Report,
+    ) -> Result<(Line, u64), Error> {
+        let address = arguments.address.clone();
+        let Some(directory) = &arguments.spool else { return Ok((Line::Memory(builder.dial_lazy(address)?), 0)) };
+        let spool = open_spool(directory, arguments)?;
+        report.say(format_args!("spool: {} messages to resume", spool.recovered()));
+        let mut damaged = 0;
+        for damage in spool.damage() {
+            damaged += damage.messages();
+            report.error(format_args!("spool {}: {damage}", directory.display()));
+        }
+        Ok((Line::Disk(builder.dial_spooled(address, spool)?), damaged))
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        match self {
+            Line::Memory(connection) => connection.stats(),
+            Line::Disk(connection) => connection.stats(),
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self {
+            Line::Memory(connection) => connection.state(),
+            Line::Disk(connection) => connection.state(),
+        }
+    }
+
+    pub(crate) fn refusal(&self) -> Option<String> {
+        match self {
+            Line::Memory(connection) => connection.refusal(),
+            Line::Disk(connection) => connection.refusal(),
+        }
+    }
+
+    /// Waits until everything is settled or failed; `false` if the line has ended before.
+    pub(crate) async fn flush(&self) -> bool {
+        match self {
+            Line::Memory(connection) => connection.flush().await.is_ok(),
+            Line::Disk(connection) => connection.flush().await.is_ok(),
+        }
+    }
+
+    pub(crate) async fn close(&self, deadline: Duration) -> Result<Stats, Error> {
+        match self {
+            Line::Memory(connection) => connection.close(deadline).await,
+            Line::Disk(connection) => connection.close(deadline).await,
+        }
+    }
+
+    /// Sends until there is a reason not to. What was read by then is accounted for, whatever the reason; or it is `left`
+    /// for the spool, which the line had given up when it came.
+    pub(crate) async fn send_all(
+        &self,
+        messages: &mut Messages,
+        failures: &Failures,
+        signals: &mut Signals,
+        left: &mut Vec<Bytes>,
+    ) -> End {
+        match self {
+            Line::Memory(connection) => send_all(messages, connection, failures, signals).await,
+            Line::Disk(connection) => spool_all(messages, connection, failures, signals, left).await,
+        }
+    }
+}
+
+fn open_spool(directory: &Path, arguments: &SendArguments) -> Result<Spool, Error> {
+    match arguments.spool_size() {
+        Some(size) => Spool::builder().max_bytes(size).open(directory),
+        None => Spool::open(directory),
+    }
+}
+
+/// Puts what is left, and the input that is at hand, into the spool of a line that was closed, for the next. Returns how
+/// many messages that were.
+pub(crate) async fn keep_rest(
+    left: Vec<Bytes>,
+    messages: &mut Messages,
+    directory: &Path,
+    arguments: &SendArguments,
+    failures: &Failures,
+) -> Result<u64, Error> {
+    let mut spool = open_spool(directory, arguments)?;
+    let mut kept = 0;
+    let until = Instant::now() + REST;
+    let mut is_last = false;
+    let mut batch = left;
+    while !is_last && Instant::now() < until {
+        while batch.len() < WRITING {
+            match tokio::time::timeout(IDLE, messages.next()).await {
+                Ok(Ok(Some(Item::Message(message)))) => batch.push(Bytes::copy_from_slice(message)),
+                Ok(Ok(Some(Item::Unsendable(unsendable)))) => {
+                    failures.not_sendable(unsendable.to_string(), unsendable.content);
+                }
+                // There is no more, or not soon.
+                Ok(Ok(None) | Err(_)) | Err(_) => {
+                    is_last = true;
+                    break;
+                }
+            }
+        }
+        match spool.append(&batch) {
+            Ok(()) => kept += batch.drain(..).count() as u64,
+            Err(error) => {
+                batch.drain(..).for_each(|message| failures.refused(&message, &error));
+                is_last = true;
+            }
+        }
+    }
+    Ok(kept)
+}
+
+async fn send_all(messages: &mut Messages, connection: &Connection, failures: &Failures, signals: &mut Signals) -> End {
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = messages.next() => next,
+            () = connection.closed() => return End::PeerAway,
+            () = signals.first() => return End::Interrupted,
+        };
+        let message = match next {
+            Ok(Some(Item::Message(message))) => message,
+            Ok(Some(Item::Unsendable(unsendable))) => {
+                failures.not_sendable(unsendable.to_string(), unsendable.content);
+                continue;
+            }
+            Ok(None) => return End::InputUsedUp,
+            Err(error) => return End::InputFailed(error),
+        };
+        tokio::select! {
+            biased;
+            sent = connection.send(message) => if let Err(error) = sent {
+                failures.refused(message, &error);
+                return End::PeerAway;
+            },
+            () = signals.first() => {
+                failures.refused(message, &"there was no room for it before the interruption");
+                return End::Interrupted;
+            }
+        }
+    }
+}
+
+/// The same with many under way, since each waits for the disk and all that do so together wait once.
+async fn spool_all(
+    messages: &mut Messages,
+    connection: &SpooledConnection,
+    failures: &Failures,
+    signals: &mut Signals,
+    left: &mut Vec<Bytes>,
+) -> End {
+    let mut writing = FuturesOrdered::new();
+    let mut broken = None;
+    let mut written = |sent: Result<_, Refused>| match sent {
+        Ok(_) => true,
+        Err(Refused { message, error, .. }) if error.is_closed() => {
+            left.push(message);
+            false
+        }
+        Err(Refused { message, error, .. }) => {
+            failures.refused(&message, &error);
+            broken.get_or_insert(error);
+            false
+        }
+    };
+    let mut end = loop {
+        // Kept until it is ready: a line that was begun would be lost with it.
+        let mut next = pin!(messages.next());
+        let next = loop {
+            tokio::select! {
+                biased;
+                next = &mut next, if writing.len() < WRITING => break Ok(next),
+                Some(sent) = writing.next(), if !writing.is_empty() => if !written(sent) {
+                    break Err(End::PeerAway);
+                },
+                () = connection.closed() => break Err(End::PeerAway),
+                () = signals.first() => break Err(End::Interrupted),
+            }
+        };
+        match next {
+            Ok(Ok(Some(Item::Message(message)))) => {
+                writing.push_back(connection.send_bytes(Bytes::copy_from_slice(message)));
+            }
+            Ok(Ok(Some(Item::Unsendable(unsendable)))) => {
+                failures.not_sendable(unsendable.to_string(), unsendable.content);
+            }
+            Ok(Ok(None)) => break End::InputUsedUp,
+            Ok(Err(error)) => break End::InputFailed(error),
+            Err(end) => break end,
+        }
+    };
+    while let Some(sent) = writing.next().await {
+        written(sent);
+    }
+    if let Some(error) = broken {
+        end = End::SpoolFailed(error);
+    }
+    end
+}
