@@ -13,7 +13,8 @@ use buffstreams::{
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    Echo, Recorder, alone, amount, closed, connect, frames, in_time, is_alone, passes_alone, read_messages, until,
+    Echo, Possessions, Recorder, alone, amount, closed, connect, frames, in_time, is_alone, passes_alone,
+    read_messages, until,
 };
 
 async fn serve(builder: ListenerBuilder, service: impl Service) -> Server {
@@ -423,27 +424,6 @@ async fn random_bytes_end_nothing_but_their_own_connections() {
         let connection = Connection::builder().prefix(prefix).dial(server.local_address()).await.unwrap();
         connection.send(b"still here").await.unwrap();
         record.has(before + 1).await;
-    }
-}
-
-/// What a process has of things that can leak.
-#[derive(Debug)]
-struct Possessions {
-    descriptors: usize,
-    memory: usize,
-    tasks: usize,
-}
-
-impl Possessions {
-    fn now() -> Possessions {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
-        Possessions {
-            descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
-            memory: kib * 1024,
-            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
-        }
     }
 }
 

@@ -10,6 +10,7 @@ mod hostile;
 mod kills;
 mod lifecycle;
 mod manager;
+mod partition;
 mod receive;
 mod sessions;
 mod spool;

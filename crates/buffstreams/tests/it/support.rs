@@ -154,14 +154,32 @@ pub(crate) fn is_alone() -> bool {
 
 /// A process that runs one test of this program by itself.
 pub(crate) fn alone(test: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+    alone_within(&[], test)
+}
+
+/// The same, started by another program that is given its command line.
+pub(crate) fn alone_within(wrapper: &[&str], test: &str) -> Command {
+    let program = std::env::current_exe().expect("this program has a path");
+    let mut command = match wrapper {
+        [] => Command::new(program),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    };
     command.args([test, "--exact", "--nocapture", "--include-ignored"]).env(ALONE, "1").stdin(Stdio::piped());
     command
 }
 
 /// Runs a test in a process of its own; it fails here if it fails there.
 pub(crate) fn passes_alone(test: &str) {
-    let output = alone(test).output().expect("a process can be started");
+    passes(alone(test));
+}
+
+/// Waits for such a process, and shows its figures.
+pub(crate) fn passes(mut command: Command) {
+    let output = command.output().expect("a process can be started");
     let text = String::from_utf8_lossy(&output.stdout);
     let report: Vec<_> = text.lines().filter(|line| line.starts_with("figures:")).collect();
     println!("{}", report.join("\n"));
@@ -171,4 +189,25 @@ pub(crate) fn passes_alone(test: &str) {
 /// How much of something a test does: so much, or as an environment variable says.
 pub(crate) fn amount(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// What a process has of things that can leak.
+#[derive(Debug)]
+pub(crate) struct Possessions {
+    pub(crate) descriptors: usize,
+    pub(crate) memory: usize,
+    pub(crate) tasks: usize,
+}
+
+impl Possessions {
+    pub(crate) fn now() -> Possessions {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
+        Possessions {
+            descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
+            memory: kib * 1024,
+            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        }
+    }
 }
