@@ -381,13 +381,14 @@ impl<H: Handler> Reader<H> {
         result
     }
 
-    /// Sets the clocks of the peer: whether anything came, and whether any frame was whole.
+    /// Sets the clocks of the peer: whether anything came, and whether any frame was whole. HELLO begins with the preface:
+    /// who has sent that alone owes the rest.
     fn heard(&mut self, anything: bool, whole: bool) {
         let now = Instant::now();
         if anything {
             self.last_read = now;
         }
-        if self.inbox.held() == 0 {
+        if self.inbox.held() == 0 && !matches!(self.mode, Mode::Greeting) {
             self.frame_since = None;
         } else if whole || self.frame_since.is_none() {
             self.frame_since = Some(now);
