@@ -3,6 +3,7 @@
 mod allocations;
 mod architecture;
 mod blocking;
+mod by_hand;
 mod codec;
 mod connection;
 mod hostile;
@@ -14,5 +15,6 @@ mod partition;
 mod receive;
 mod sessions;
 mod spool;
+mod strangers;
 mod support;
 mod typed;

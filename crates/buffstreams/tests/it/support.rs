@@ -181,7 +181,7 @@ pub(crate) fn passes_alone(test: &str) {
 pub(crate) fn passes(mut command: Command) {
     let output = command.output().expect("a process can be started");
     let text = String::from_utf8_lossy(&output.stdout);
-    let report: Vec<_> = text.lines().filter(|line| line.starts_with("figures:")).collect();
+    let report: Vec<_> = text.lines().filter(|line| line.starts_with("figures:") || line.contains("_SEED=")).collect();
     println!("{}", report.join("\n"));
     assert!(text.contains("1 passed"), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
 }
