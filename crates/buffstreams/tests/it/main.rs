@@ -6,6 +6,7 @@ mod blocking;
 mod by_hand;
 mod codec;
 mod connection;
+mod crowds;
 mod faults;
 mod hostile;
 #[cfg(unix)]
