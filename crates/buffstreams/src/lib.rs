@@ -64,6 +64,7 @@
 //! | a `Sink` | [`Connection::sink`] |
 //! | what the other side sends back | [`ConnectionBuilder::handler`] |
 //! | to know that messages were handled | [`Delivery::Acked`], [`HandlerError::rejected`], [`Message::number`] |
+//! | messages that outlive the process | the feature `spool`, and `Spool` |
 //! | failed messages | [`ConnectionBuilder::on_failed`], [`ConnectionBuilder::failed_to`] |
 //! | another wire format | [`Prefix`], [`Framing`] |
 //! | listeners and connections by address | [`Manager`] |

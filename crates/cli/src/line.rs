@@ -229,6 +229,9 @@ async fn spool_all(
     }
     if let Some(error) = broken {
         end = End::SpoolFailed(error);
+    } else if !left.is_empty() {
+        // The line ended while they were on their way to the disk.
+        end = End::PeerAway;
     }
     end
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -22,6 +22,9 @@ use crate::log::Throttle;
 use crate::proto::outbox::{FailedMessage, Rejection};
 use crate::proto::record::{Record, RecordWriter, RefusedRecord};
 use crate::shared_outbox::{Overflow, Phase, SharedOutbox};
+
+/// How long news of what is done waits for a message to share a write with.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Bytes of messages that may wait for the write under way to end.
 const GATHERED: usize = 4 * 1024 * 1024;
@@ -62,6 +65,8 @@ struct Inside {
     fresh: VecDeque<(Record, usize)>,
     /// Something was settled or has failed.
     look: bool,
+    /// Somebody waits for room.
+    is_full: bool,
     stage: Stage,
 }
 
@@ -103,6 +108,7 @@ impl Keeper {
             gone,
             fresh: VecDeque::new(),
             look: false,
+            is_full: false,
             stage: Stage::Working,
         };
         Arc::new(Keeper {
@@ -177,6 +183,8 @@ impl Keeper {
         let fits = gathered == 0 || gathered + cost <= GATHERED;
         let is_allowed = taken == 0 || taken + cost as u64 <= self.max_bytes;
         if !fits || !is_allowed {
+            inside.is_full = true;
+            self.work.notify_one();
             return Ok(None);
         }
         inside.gathered.push(message);
@@ -299,10 +307,17 @@ impl Keeper {
             while inside.gathered.count() == 0 && !inside.look && matches!(inside.stage, Stage::Working) {
                 inside = self.work.wait(inside).unwrap_or_else(PoisonError::into_inner);
             }
+            if inside.gathered.count() == 0 {
+                let may_wait = |inside: &mut Inside| {
+                    inside.gathered.count() == 0 && !inside.is_full && matches!(inside.stage, Stage::Working)
+                };
+                let waited = self.work.wait_timeout_while(inside, PATIENCE, may_wait);
+                inside = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
             if matches!(inside.stage, Stage::Broken(_)) {
                 return None;
             }
-            inside.look = false;
+            (inside.look, inside.is_full) = (false, false);
             let is_last = matches!(inside.stage, Stage::Ending);
             let count = inside.gathered.count();
             if count == 0 {
