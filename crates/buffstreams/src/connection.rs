@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::dialer::{Answer, Dialer, State, Target};
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Events;
 use crate::failed::FailedTo;
 use crate::handler::{Discard, Service};
 use crate::log::Throttle;
@@ -71,6 +72,7 @@ struct Settings {
     window: usize,
     heartbeat: Duration,
     token: Vec<u8>,
+    stall_after: Duration,
 }
 
 impl Default for ConnectionBuilder {
@@ -98,6 +100,7 @@ impl Default for Settings {
             window: 4 * 1024 * 1024,
             heartbeat: Duration::from_secs(10),
             token: Vec::new(),
+            stall_after: Duration::from_secs(30),
         }
     }
 }
@@ -202,6 +205,13 @@ impl<S: Service> ConnectionBuilder<S> {
     /// [`Peer::token`](crate::Peer::token). At most 512 bytes.
     pub fn token(mut self, token: impl Into<Vec<u8>>) -> Self {
         self.settings.token = token.into();
+        self
+    }
+
+    /// How long messages may be in flight without any being settled before that is an [event](crate::Event::Stalled), and
+    /// logged. Default 30 s. Nothing else follows from it; [`Stats::stalled`] always has the time.
+    pub fn stall_after(mut self, allowed: Duration) -> Self {
+        self.settings.stall_after = allowed;
         self
     }
 
@@ -417,6 +427,7 @@ impl<S: Service> ConnectionBuilder<S> {
             answer: Mutex::new(answer),
             outbox,
             failed_to: settings.failed_to,
+            stall_after: settings.stall_after,
             state,
             refusal,
         };
@@ -506,6 +517,11 @@ impl Connection {
     /// Where it stands, to be watched. A slow watcher sees the latest state, not every one.
     pub fn states(&self) -> watch::Receiver<State> {
         self.states.clone()
+    }
+
+    /// What happens to the connection from now on. A slow watcher misses the oldest of more than 64 events, and is told.
+    pub fn events(&self) -> Events {
+        self.sender.shared().watch(|| self.state() == State::Closed)
     }
 
     /// With [`Delivery::Acked`], why the peer refused the stream when it was last asked for, in words for people; `None` if

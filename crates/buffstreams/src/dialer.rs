@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::{Error, ErrorKind};
+use crate::events::Event;
 use crate::failed::FailedTo;
 use crate::handler::{Ended, Peer, Service};
 use crate::log::Throttle;
@@ -22,7 +23,11 @@ use crate::retry::{Backoff, Delays, Outage, Retry};
 use crate::sender::Sender;
 use crate::shared_outbox::{Phase, SharedOutbox, deadline_in};
 use crate::socket::Socket;
+use crate::stats::Stats;
 use crate::transport::{Address, Liveness, PeerAddress, Transport};
+
+/// How often, at most, it is looked at whether messages are stalled.
+const STALL_GRAIN: Duration = Duration::from_millis(100);
 
 /// Why a connection ended that its user closed.
 const CLOSED: &str = "it was closed";
@@ -74,6 +79,8 @@ pub(crate) struct Dialer<S> {
     pub(crate) outbox: Arc<SharedOutbox>,
     pub(crate) failed_to: FailedTo,
     pub(crate) state: watch::Sender<State>,
+    /// Without progress for so long, messages in flight are called stalled.
+    pub(crate) stall_after: Duration,
     /// Why the peer refused the acknowledged stream; `None` once it has granted it.
     pub(crate) refusal: Arc<Mutex<Option<String>>>,
     /// Who waits for the first socket to be of use.
@@ -184,9 +191,10 @@ impl<S: Service> Dialer<S> {
         }
         tracing::info!(peer = %address, "connected");
         let mut is_of_use = false;
+        let connected = address.clone();
         let peer = Peer::new(number, address, Sender::new(&self.outbox));
         let Some(mut socket) = Socket::open(io, &self.service, &peer, &self.demands) else {
-            tracing::warn!("connection lost: {}", Ended::HandlerPanicked);
+            self.lost(&Ended::HandlerPanicked);
             return Parted::Lost { was_of_use: true };
         };
         drop(peer);
@@ -205,6 +213,7 @@ impl<S: Service> Dialer<S> {
                 is_of_use = true;
                 self.note_refusal(None);
                 self.state.send_replace(State::Connected);
+                self.outbox.tell(Event::Connected { peer: connected.clone() });
                 self.answer(Ok(()));
             }
             match polled {
@@ -224,9 +233,11 @@ impl<S: Service> Dialer<S> {
             socket.finish_handler(&ended, outbox).await;
             return Parted::Finished;
         }
-        tracing::warn!("connection lost: {ended}");
-        if let Ended::Refused { why, .. } = &ended {
-            self.note_refusal(Some(why.clone()));
+        self.lost(&ended);
+        match &ended {
+            Ended::Refused { why, .. } => self.refused(why),
+            Ended::Violated(why) if !is_of_use => self.refused(why),
+            _ => {}
         }
         let gives_up_at_once = self.answer(Err(ended.to_string()));
         let parted = match &ended {
@@ -244,6 +255,17 @@ impl<S: Service> Dialer<S> {
     fn answer(&self, answer: Result<(), String>) -> bool {
         let waiting = self.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
         waiting.is_some_and(|waiting| waiting.send(answer).is_ok())
+    }
+
+    fn lost(&self, ended: &Ended) {
+        tracing::warn!("connection lost: {ended}");
+        self.outbox.tell(Event::Lost { why: ended.to_string() });
+    }
+
+    /// The stream was not granted on a socket.
+    fn refused(&self, why: &str) {
+        self.note_refusal(Some(why.to_owned()));
+        self.outbox.tell(Event::Refused { why: why.to_owned() });
     }
 
     fn note_refusal(&self, why: Option<String>) {
@@ -318,9 +340,17 @@ impl<S: Service> Dialer<S> {
         }
     }
 
-    /// Hands failed messages over as they come, and lets messages expire on time.
+    /// Hands failed messages over as they come, lets messages expire on time, and tells when they are stalled.
     async fn do_chores(&self, log: &Throttle) -> &'static str {
+        let mut is_stalled = false;
         loop {
+            let Stats { in_flight, stalled, .. } = self.outbox.stats();
+            if stalled < self.stall_after {
+                is_stalled = false;
+            } else if !std::mem::replace(&mut is_stalled, true) {
+                tracing::warn!(in_flight, ?stalled, "stalled: messages are in flight, and none is settled");
+                self.outbox.tell(Event::Stalled { in_flight, stalled });
+            }
             if self.failed_to.is_told() {
                 self.failed_to.hand_over_now(&self.outbox, log);
             }
@@ -336,6 +366,7 @@ impl<S: Service> Dialer<S> {
                 () = self.failed_to.hand_over(&self.outbox, log), if self.outbox.has_failed() && !self.failed_to.is_told() => {}
                 () = self.outbox.chores() => {}
                 () = expired => {}
+                () = tokio::time::sleep(self.stall_after.saturating_sub(stalled).max(STALL_GRAIN)) => {}
             }
         }
     }
@@ -351,6 +382,7 @@ impl<S> LastWill<'_, S> {
         dialer.outbox.fail_all(FailedReason::Closed);
         dialer.failed_to.hand_over_now(&dialer.outbox, log);
         dialer.state.send_replace(State::Closed);
+        dialer.outbox.tell(Event::Closed { why });
     }
 }
 

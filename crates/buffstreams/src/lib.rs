@@ -66,6 +66,7 @@
 //! | to know that messages were handled | [`Delivery::Acked`], [`HandlerError::rejected`], [`Message::number`] |
 //! | messages that outlive the process | the feature `spool`, and `Spool` |
 //! | failed messages | [`ConnectionBuilder::on_failed`], [`ConnectionBuilder::failed_to`] |
+//! | to watch what happens to a connection | [`Connection::events`], [`Stats`] |
 //! | another wire format | [`Prefix`], [`Framing`] |
 //! | listeners and connections by address | [`Manager`] |
 //! | no async runtime of your own | [`blocking`] |
@@ -92,6 +93,7 @@ mod codec;
 mod connection;
 mod dialer;
 mod error;
+mod events;
 mod failed;
 mod handler;
 mod house;
@@ -121,6 +123,7 @@ pub use blocking_handler::{BlockingHandler, BlockingService, blocking_handler};
 pub use connection::{Connection, ConnectionBuilder, Delivery};
 pub use dialer::State;
 pub use error::{Error, ErrorKind, Refused, Result};
+pub use events::{Event, Events};
 pub use handler::{
     Discard, Ended, Handler, HandlerError, HandlerResult, Peer, PerConnection, Service, Shared, per_connection,
 };

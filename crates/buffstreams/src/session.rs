@@ -13,13 +13,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::events::Event;
 use crate::handler::{Ended, Handler, HandlerError};
 use crate::proto::framing::Framing;
 use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Message};
 use crate::proto::session::SessionError;
 use crate::proto::session::ledger::{Ledger, Offer, Verdict};
 use crate::proto::session::receiving::{Receiving, Turn};
-use crate::proto::session::sending::Heard;
+use crate::proto::session::sending::{Heard, StateLost};
 use crate::proto::session::streams::{Begun, Opened, Outcome, Streams, Terms, Told};
 use crate::proto::session::wire::{Control, Hello, Refuse, RefuseCode, StreamId, handshake_framing};
 use crate::shared_outbox::SharedOutbox;
@@ -446,7 +447,8 @@ impl Dialled {
                     Ok(Heard::Welcomed { lost }) => {
                         welcomed = true;
                         if let Some(lost) = lost {
-                            let (from, to) = (lost.from, lost.to);
+                            let StateLost { from, to } = lost;
+                            outbox.tell(Event::ReceiverStateLost { from, to });
                             tracing::warn!(from, to, "the receiver lost its state: these may be handled twice");
                         }
                     }
@@ -454,7 +456,10 @@ impl Dialled {
                         let Refuse { code, text, .. } = refuse;
                         ended = Some(Ended::Refused { why: text, is_temporary: code.is_temporary() });
                     }
-                    Ok(Heard::Draining) => tracing::info!("the receiver is about to leave"),
+                    Ok(Heard::Draining) => {
+                        outbox.tell(Event::Draining);
+                        tracing::info!("the receiver is about to leave");
+                    }
                     Ok(Heard::Forgotten) => {}
                     Err(error) => ended = Some(Ended::Violated(error.to_string())),
                 }

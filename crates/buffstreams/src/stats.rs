@@ -1,6 +1,7 @@
 //! Counters: what became of a connection's messages, and what a server has seen.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::proto::outbox::Tally;
 
@@ -21,8 +22,11 @@ pub struct Stats {
     pub failed: u64,
     /// Messages that are neither settled nor failed.
     pub in_flight: u64,
-    /// Bytes of the frames in flight: those messages with their prefixes.
+    /// Bytes of the frames in flight: those messages with their prefixes. Without those that wait in a spool.
     pub in_flight_bytes: usize,
+    /// How long nothing was settled or has failed, though messages were in flight; zero while none are. A stream whose
+    /// receiver takes messages and finishes none shows here.
+    pub stalled: Duration,
 }
 
 impl Stats {
@@ -32,10 +36,10 @@ impl Stats {
     }
 }
 
-impl From<Tally> for Stats {
-    fn from(tally: Tally) -> Stats {
+impl Stats {
+    pub(crate) fn new(tally: Tally, stalled: Duration) -> Stats {
         let Tally { recovered, accepted, settled, failed, in_flight, in_flight_bytes } = tally;
-        Stats { recovered, accepted, settled, failed, in_flight, in_flight_bytes }
+        Stats { recovered, accepted, settled, failed, in_flight, in_flight_bytes, stalled }
     }
 }
 

@@ -632,6 +632,11 @@ impl Outbox {
         self.accepted
     }
 
+    /// When the oldest message in the queue was accepted, or came from disk; about so, as for [`FailedMessage::age`].
+    pub(crate) fn begun(&self) -> Option<Instant> {
+        self.chunks.front().map(|chunk| chunk.begun).or(self.tail.begun)
+    }
+
     /// All messages before this number are settled or failed.
     pub(crate) fn resolved_to(&self) -> u64 {
         self.chunks.front().map_or(self.accepted - self.tail.count, |chunk| chunk.first)

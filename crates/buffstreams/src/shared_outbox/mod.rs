@@ -9,6 +9,7 @@ mod in_session;
 #[cfg(feature = "spool")]
 mod spooled;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::pin;
@@ -18,9 +19,10 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::{self, Event, Events};
 use crate::log::Throttle;
 use crate::proto::framing::Framing;
 use crate::proto::outbox::{FailedMessage, FailedReason, Fate, Outbox, Refusal};
@@ -110,6 +112,8 @@ pub(crate) struct SharedOutbox {
     reopen: AtomicBool,
     /// The acknowledged stream that these replies go back on, and what its sender said of itself.
     peer_stream: OnceLock<Box<(StreamId, Vec<u8>)>>,
+    /// Who watches a dialled connection.
+    events: OnceLock<broadcast::Sender<Event>>,
 }
 
 struct State {
@@ -128,6 +132,20 @@ struct State {
     sending: Option<Box<Sending>>,
     /// Control frames that go before anything else that is to be written.
     to_say: Vec<u8>,
+    /// When something was settled or failed last.
+    progressed: Cell<Instant>,
+}
+
+impl State {
+    /// For how long messages have been in flight without any being settled.
+    fn stalled(&self, now: Instant) -> Duration {
+        if self.outbox.resolved_to() == self.outbox.end() {
+            return Duration::ZERO;
+        }
+        let progressed = self.progressed.get();
+        let since = self.outbox.begun().map_or(progressed, |begun| begun.max(progressed));
+        now.saturating_duration_since(since)
+    }
 }
 
 impl fmt::Debug for SharedOutbox {
@@ -176,6 +194,7 @@ impl SharedOutbox {
                 next_expiry: None,
                 sending,
                 to_say: Vec::new(),
+                progressed: Cell::new(Instant::now()),
             }),
             overflow,
             expiry,
@@ -190,6 +209,7 @@ impl SharedOutbox {
             has_failed: AtomicBool::new(false),
             reopen: AtomicBool::new(false),
             peer_stream: OnceLock::new(),
+            events: OnceLock::new(),
         })
     }
 
@@ -527,6 +547,21 @@ impl SharedOutbox {
         self.reopen.load(Ordering::Relaxed) && self.reopen.swap(false, Ordering::AcqRel)
     }
 
+    /// What happens from now on; nothing more if it `is_over`.
+    pub(crate) fn watch(&self, is_over: impl FnOnce() -> bool) -> Events {
+        let watchers = self.events.get_or_init(|| broadcast::Sender::new(events::KEPT));
+        let receiver = watchers.subscribe();
+        Events::new(receiver, is_over())
+    }
+
+    /// Tells those who watch.
+    pub(crate) fn tell(&self, event: Event) {
+        if let Some(watchers) = self.events.get() {
+            // Nobody may watch any more.
+            let _ = watchers.send(event);
+        }
+    }
+
     /// Waits for a failed message or an earlier expiry.
     ///
     /// Cancel safe.
@@ -588,6 +623,7 @@ impl SharedOutbox {
             self.room.notify_waiters();
         }
         if resolved {
+            state.progressed.set(Instant::now());
             self.has_failed.store(state.outbox.has_failed(), Ordering::Relaxed);
             self.progress.notify_waiters();
             if state.outbox.is_spooled() {
@@ -680,7 +716,8 @@ impl SharedOutbox {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        Stats::from(self.lock().outbox.tally())
+        let state = self.lock();
+        Stats::new(state.outbox.tally(), state.stalled(Instant::now()))
     }
 }
 

@@ -13,6 +13,7 @@ use super::store::Change;
 use crate::connection::{Connection, ConnectionBuilder};
 use crate::dialer::State;
 use crate::error::{Error, ErrorKind, Refused, Result};
+use crate::events::Events;
 use crate::failed::FailedTo;
 use crate::handler::Service;
 use crate::proto::session::sending::Sending;
@@ -228,6 +229,11 @@ impl SpooledConnection {
     /// Where it stands, to be watched. A slow watcher sees the latest state, not every one.
     pub fn states(&self) -> watch::Receiver<State> {
         self.connection.states()
+    }
+
+    /// What happens to the connection from now on; see [`Connection::events`].
+    pub fn events(&self) -> Events {
+        self.connection.events()
     }
 
     /// Why the peer refused the stream; see [`Connection::refusal`].

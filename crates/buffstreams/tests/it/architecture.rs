@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["proto"],
     &["error", "log", "retry", "stats"],
-    &["transport", "shared_outbox"],
+    &["transport", "events", "shared_outbox"],
     &["sender"],
     &["failed", "handler"],
     &["session"],
