@@ -217,7 +217,10 @@ impl<S: Service> Dialer<S> {
                 self.answer(Ok(()));
             }
             match polled {
-                Poll::Pending if outbox.with_sending(|sending, outbox| sending.is_done(outbox)).unwrap_or(false) => {
+                // The peer may end its stream right behind its last word.
+                Poll::Pending | Poll::Ready(Ended::EndOfStream)
+                    if outbox.with_sending(|sending, outbox| sending.is_done(outbox)).unwrap_or(false) =>
+                {
                     // Not closing, it is the receiver who leaves: the next one takes what is still to come.
                     Poll::Ready(if closing { Ended::ShutDown } else { Ended::EndOfStream })
                 }
