@@ -340,7 +340,7 @@ impl<H: Handler> Reader<H> {
         let (handled, result) = match mode {
             Mode::Accepted(session) => {
                 if read > 0 {
-                    session.heard();
+                    session.heard(read);
                 }
                 let is_over = |messages: u64| messages.is_multiple_of(MESSAGES_PER_GLANCE) && turn.elapsed() > TURN;
                 session.deliver(inbox, scratch, read, handler, is_over)

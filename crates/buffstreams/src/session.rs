@@ -135,8 +135,8 @@ impl Accepted {
         self.receiving.framing()
     }
 
-    pub(crate) fn heard(&mut self) {
-        self.receiving.heard(Instant::now());
+    pub(crate) fn heard(&mut self, bytes: usize) {
+        self.receiving.heard(bytes, Instant::now());
     }
 
     /// Whether messages wait for the handler or for their turn.
@@ -337,15 +337,43 @@ impl<H: Handler> Batch<'_, H> {
     #[inline]
     fn handle(&mut self, number: u64, message: Message<'_>) -> bool {
         let (Some(turn), Some(handler)) = (&mut self.turn, &mut self.handler) else { return false };
+        // Most messages come one after the other, and each is done with when the handler returns.
+        if !turn.is_next(number) || handler.defers() {
+            return self.handle_offered(number, message, None);
+        }
+        self.in_hand = Some(number);
+        let result = handler.message(message);
+        self.in_hand = None;
+        match result {
+            Ok(()) => {
+                self.handled.messages += 1;
+                self.handled.bytes += message.len() as u64;
+                turn.pass(number);
+                true
+            }
+            Err(error) => self.handle_offered(number, message, Some(error)),
+        }
+    }
+
+    /// The same for a message of which there is something to remember. `failed` is how the handler failed over it just now.
+    #[cold]
+    fn handle_offered(&mut self, number: u64, message: Message<'_>, mut failed: Option<HandlerError>) -> bool {
+        let (Some(turn), Some(handler)) = (&mut self.turn, &mut self.handler) else { return false };
         loop {
             match turn.offer(number) {
                 Offer::Handle => {}
                 Offer::Repeat => return true,
                 Offer::Wait => return false,
             }
-            self.in_hand = Some(number);
-            let result = handler.message(message);
-            self.in_hand = None;
+            let result = match failed.take() {
+                Some(error) => Err(error),
+                None => {
+                    self.in_hand = Some(number);
+                    let result = handler.message(message);
+                    self.in_hand = None;
+                    result
+                }
+            };
             match result {
                 Ok(()) => {
                     self.handled.messages += 1;
@@ -378,6 +406,8 @@ impl<H: Handler> Batch<'_, H> {
 
     fn panicked(&mut self) {
         if let (Some(number), Some(turn)) = (self.in_hand, &mut self.turn) {
+            // It may have been given to the handler before it was offered.
+            turn.offer(number);
             turn.fail(number, "the handler panicked");
         }
     }

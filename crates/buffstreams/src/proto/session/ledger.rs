@@ -107,6 +107,19 @@ impl Ledger {
         Offer::Handle
     }
 
+    /// Whether a message that comes is news, and nothing before it is open.
+    #[inline]
+    pub(crate) fn is_next(&self, number: u64) -> bool {
+        number > self.dispatched && self.open.is_empty()
+    }
+
+    /// A message that [was next](Self::is_next) came, and the handler is done with it.
+    #[inline]
+    pub(crate) fn pass(&mut self, number: u64) {
+        debug_assert!(self.is_next(number));
+        self.dispatched = number;
+    }
+
     /// The handler is done with a message.
     pub(crate) fn finish(&mut self, number: u64) {
         if let Some(index) = self.index(number) {

@@ -14,7 +14,7 @@ use super::super::outbox::Rejection;
 use super::SessionError;
 use super::ledger::{Ledger, Offer, Verdict};
 use super::liveness::Liveness;
-use super::streams::{ACK_DELAY, Stand};
+use super::streams::{ACK_DELAY, ACK_PACE, STREAM, Stand};
 use super::wire::StreamId;
 
 /// One connection of one stream: the name under which a handler reports what it has finished.
@@ -41,8 +41,10 @@ pub(crate) struct Receiving {
     /// The peer was told that everything up to here is finished.
     pub(super) acked: u64,
     pub(super) acked_at: Instant,
-    /// More than that is finished.
-    pub(super) has_news: bool,
+    /// Bytes that came since then.
+    pub(super) since_ack: usize,
+    /// When to tell it more, if more is finished.
+    pub(super) ack_at: Option<Instant>,
     pub(super) liveness: Liveness,
     /// Nothing is handled here any more.
     is_parting: bool,
@@ -76,7 +78,8 @@ impl Receiving {
             reply_window,
             acked: stand.committed,
             acked_at: now,
-            has_news: false,
+            since_ack: 0,
+            ack_at: None,
             liveness,
             is_parting: false,
             wants_goodbye: false,
@@ -228,7 +231,8 @@ impl Receiving {
     }
 
     /// Bytes came.
-    pub(crate) fn heard(&mut self, now: Instant) {
+    pub(crate) fn heard(&mut self, bytes: usize, now: Instant) {
+        self.since_ack += bytes;
         self.liveness.heard(now);
     }
 
@@ -245,18 +249,22 @@ impl Receiving {
 
     /// When to look again, if nothing happens before: to say something, to acknowledge, or because the peer is dead.
     pub(crate) fn wake_at(&self) -> Instant {
-        let ack = self.has_news.then(|| self.acked_at + ACK_DELAY);
-        ack.map_or(self.liveness.next(), |ack| ack.min(self.liveness.next()))
+        self.ack_at.map_or(self.liveness.next(), |ack| ack.min(self.liveness.next()))
     }
 
-    /// Whether what is finished should be acknowledged now: when nothing is being worked on, when it is half of all that
-    /// came, when there is no later, and otherwise ten times a second.
-    pub(super) fn ack_is_due(&self, committed: u64, is_idle: bool, now: Instant) -> bool {
+    /// When what is finished should be acknowledged; `None` if nothing is new. While nothing is being worked on: at once if
+    /// little came, since the sender may wait for it, and in a stream of messages for each eighth of the window, or every
+    /// few milliseconds. While handlers work: when it is half of all that came, and otherwise ten times a second. And at
+    /// once where there is no later.
+    pub(super) fn ack_due(&self, committed: u64, is_idle: bool, now: Instant) -> Option<Instant> {
         let news = committed.saturating_sub(self.acked);
         let outstanding = (self.next - 1).saturating_sub(self.acked);
-        let waited = now.saturating_duration_since(self.acked_at);
-        let is_free = is_idle && self.held.is_empty();
-        news > 0 && (self.is_parting || is_free || news >= outstanding / 2 || waited >= ACK_DELAY)
+        let (at_once, wait) = if is_idle && self.held.is_empty() {
+            (self.since_ack < STREAM || self.since_ack >= self.window / 8, ACK_PACE)
+        } else {
+            (news >= outstanding / 2, ACK_DELAY)
+        };
+        (news > 0).then(|| if at_once || self.is_parting { now } else { self.acked_at + wait })
     }
 }
 
@@ -288,6 +296,19 @@ impl Turn {
             return Offer::Wait;
         }
         self.ledger.offer(number, self.key.epoch)
+    }
+
+    /// Whether the handler may be given a message before it is [offered](Self::offer): then it is [passed](Self::pass) when
+    /// the handler is done with it, and offered if not.
+    #[inline]
+    pub(crate) fn is_next(&self, number: u64) -> bool {
+        self.ledger.is_next(number) && self.ledger.rejected.len() < self.rejects_left
+    }
+
+    /// A message was next, and the handler is done with it.
+    #[inline]
+    pub(crate) fn pass(&mut self, number: u64) {
+        self.ledger.pass(number);
     }
 
     /// The handler is done with a message. One that is not reported in its turn is in the handler's hands, and

@@ -348,7 +348,7 @@ fn whoever_has_nothing_to_say_gives_a_sign_of_life_and_whoever_gives_none_is_dea
         assert!(second >= 3 || (dialled.sending.wake_at() > Some(now) && receiving.wake_at() > now));
     }
     let now = began + Duration::from_secs(5);
-    receiving.heard(now);
+    receiving.heard(1, now);
     dialled.sending.heard(now);
     assert!(!dialled.sending.is_dead(now) && !receiving.is_dead(now));
 }

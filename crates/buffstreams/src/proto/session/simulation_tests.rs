@@ -707,7 +707,7 @@ impl World {
         }
         let mut read = receive(rng, *is_quiet, &mut link.up, &mut link.served.inbox, scratch);
         if let Stage::Open(receiving) = &mut link.served.stage {
-            receiving.heard(*now);
+            receiving.heard(read, *now);
         }
         if matches!(link.served.stage, Stage::Preface) {
             link.served.inbox.keep(scratch, read);

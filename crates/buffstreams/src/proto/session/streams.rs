@@ -28,6 +28,10 @@ const MOST_DETACHED_TEXT: usize = 16 * 1024 * 1024;
 /// How long acknowledgements wait at most while handlers work.
 pub(super) const ACK_DELAY: Duration = Duration::from_millis(100);
 
+/// Once so many bytes came without an acknowledgement, others follow, and it can wait for them; so long at most.
+pub(super) const STREAM: usize = 32 * 1024;
+pub(super) const ACK_PACE: Duration = Duration::from_millis(5);
+
 /// What a listener grants.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms {
@@ -377,11 +381,11 @@ impl<C: Clone> Streams<C> {
         }
         let is_idle = stream.ledger.as_ref().is_some_and(|ledger| ledger.open() == 0);
         let committed = stream.stand.committed;
-        receiving.has_news = committed > receiving.acked;
-        if receiving.ack_is_due(committed, is_idle, now) {
+        receiving.ack_at = receiving.ack_due(committed, is_idle, now);
+        if receiving.ack_at.is_some_and(|at| at <= now) {
             Control::Ack(committed).put(&framing, out);
             receiving.acknowledge(committed);
-            (receiving.acked_at, receiving.has_news) = (now, false);
+            (receiving.acked_at, receiving.since_ack, receiving.ack_at) = (now, 0, None);
         }
         if std::mem::take(&mut receiving.owes_confirmation) {
             Control::ConfirmGoodbye.put(&framing, out);
