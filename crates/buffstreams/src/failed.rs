@@ -55,11 +55,13 @@ impl FailedTo {
     pub(crate) fn tell(&self, failed: FailedMessage, log: &Throttle) {
         match self {
             FailedTo::Call(call) => call_with(call, failed, log),
-            FailedTo::Channel(channel) => drop(channel.try_send(failed)),
-            FailedTo::Log | FailedTo::Spool(_) => {
-                let FailedMessage { number, reason, .. } = failed;
-                log.warn(|left_out| tracing::warn!(number, left_out, "message failed, and is kept: {reason}"));
+            FailedTo::Channel(channel) => {
+                use mpsc::error::TrySendError::{Closed, Full};
+                if let Err(Full(failed) | Closed(failed)) = channel.try_send(failed) {
+                    log_kept(&failed, log);
+                }
             }
+            FailedTo::Log | FailedTo::Spool(_) => log_kept(&failed, log),
         }
     }
 
@@ -99,6 +101,12 @@ fn call_with(call: &Arc<dyn Fn(FailedMessage) + Send + Sync>, failed: FailedMess
     if catch_unwind(AssertUnwindSafe(|| call(failed))).is_err() {
         log.warn(|left_out| tracing::error!(number, left_out, "the owner of a failed message panicked"));
     }
+}
+
+#[cfg(feature = "spool")]
+fn log_kept(failed: &FailedMessage, log: &Throttle) {
+    let FailedMessage { number, reason, .. } = failed;
+    log.warn(|left_out| tracing::warn!(number, left_out, "message failed, and is kept: {reason}"));
 }
 
 fn log_failed(outbox: &SharedOutbox, log: &Throttle) {

@@ -491,6 +491,11 @@ impl Dialled {
                         tracing::info!("the receiver is about to leave");
                     }
                     Ok(Heard::Forgotten) => {}
+                    Ok(Heard::Overtaken) => {
+                        let why = "the receiver has heard more of this stream than this spool has sent: the spool is a copy, \
+                                   or was restored from one, and would lose messages";
+                        ended = Some(Ended::Refused { why: why.into(), is_temporary: false });
+                    }
                     Err(error) => ended = Some(Ended::Violated(error.to_string())),
                 }
                 Flow::Pause

@@ -48,7 +48,7 @@ Examples:
 Examples:
   buffstreams send localhost:5031 access.log
   journalctl -f | buffstreams send collector:5031 --failed unsent.bin --retry-for 2m
-  journalctl -f | buffstreams send collector:5031 --delivery acked --spool outgoing
+  journalctl -f | buffstreams send collector:5031 --delivery acked --spool outgoing --retry-for 30d
   buffstreams send localhost:5031 unsent.bin --input delimited
   buffstreams send collector:5031 orders.txt --delivery acked --window 1MiB
   echo '{\"celsius\": 21.5}' |

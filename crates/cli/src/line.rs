@@ -15,8 +15,9 @@ use crate::report::Report;
 use crate::send::{End, Failures};
 use crate::signals::Signals;
 
-/// Messages that wait together for the disk.
+/// Messages that wait together for the disk, and their bytes.
 const WRITING: usize = 4096;
+const WRITING_BYTES: usize = 8 * 1024 * 1024;
 
 /// How long input is still taken into the spool once the peer was away for too long, and how long a pause in it ends that.
 const REST: Duration = Duration::from_secs(5);
@@ -106,11 +107,11 @@ fn open_spool(directory: &Path, arguments: &SendArguments) -> Result<Spool, Erro
     }
 }
 
-/// Puts what is left, and the input that is at hand, into the spool of a line that was closed, for the next. Returns how
-/// many messages that were.
+/// Puts what is left, and the input that is at hand if it is given, into the spool of a line that was closed, for the next.
+/// Returns how many messages that were.
 pub(crate) async fn keep_rest(
     left: Vec<Bytes>,
-    messages: &mut Messages,
+    mut messages: Option<&mut Messages>,
     directory: &Path,
     arguments: &SendArguments,
     failures: &Failures,
@@ -121,7 +122,11 @@ pub(crate) async fn keep_rest(
     let mut is_last = false;
     let mut batch = left;
     while !is_last && Instant::now() < until {
-        while batch.len() < WRITING {
+        while batch.len() < WRITING && batch.iter().map(Bytes::len).sum::<usize>() < WRITING_BYTES {
+            let Some(messages) = &mut messages else {
+                is_last = true;
+                break;
+            };
             match tokio::time::timeout(IDLE, messages.next()).await {
                 Ok(Ok(Some(Item::Message(message)))) => batch.push(Bytes::copy_from_slice(message)),
                 Ok(Ok(Some(Item::Unsendable(unsendable)))) => {
@@ -134,13 +139,12 @@ pub(crate) async fn keep_rest(
                 }
             }
         }
-        match spool.append(&batch) {
-            Ok(()) => kept += batch.drain(..).count() as u64,
-            Err(error) => {
-                batch.drain(..).for_each(|message| failures.refused(&message, &error));
-                is_last = true;
-            }
+        let taken = spool.append(&batch)?;
+        for message in batch.drain(..).skip(taken as usize) {
+            failures.refused(&message, &"the spool is full");
+            is_last = true;
         }
+        kept += taken;
     }
     Ok(kept)
 }
@@ -185,17 +189,21 @@ async fn spool_all(
     left: &mut Vec<Bytes>,
 ) -> End {
     let mut writing = FuturesOrdered::new();
+    let mut bytes = 0;
     let mut broken = None;
-    let mut written = |sent: Result<_, Refused>| match sent {
-        Ok(_) => true,
-        Err(Refused { message, error, .. }) if error.is_closed() => {
-            left.push(message);
-            false
-        }
-        Err(Refused { message, error, .. }) => {
-            failures.refused(&message, &error);
-            broken.get_or_insert(error);
-            false
+    let mut written = |bytes: &mut usize, (length, sent): (usize, Result<_, Refused>)| {
+        *bytes -= length;
+        match sent {
+            Ok(_) => true,
+            Err(Refused { message, error, .. }) if error.is_closed() => {
+                left.push(message);
+                false
+            }
+            Err(Refused { message, error, .. }) => {
+                failures.refused(&message, &error);
+                broken.get_or_insert(error);
+                false
+            }
         }
     };
     let mut end = loop {
@@ -204,8 +212,8 @@ async fn spool_all(
         let next = loop {
             tokio::select! {
                 biased;
-                next = &mut next, if writing.len() < WRITING => break Ok(next),
-                Some(sent) = writing.next(), if !writing.is_empty() => if !written(sent) {
+                next = &mut next, if writing.len() < WRITING && bytes < WRITING_BYTES => break Ok(next),
+                Some(sent) = writing.next(), if !writing.is_empty() => if !written(&mut bytes, sent) {
                     break Err(End::PeerAway);
                 },
                 () = connection.closed() => break Err(End::PeerAway),
@@ -214,7 +222,9 @@ async fn spool_all(
         };
         match next {
             Ok(Ok(Some(Item::Message(message)))) => {
-                writing.push_back(connection.send_bytes(Bytes::copy_from_slice(message)));
+                let message = Bytes::copy_from_slice(message);
+                bytes += message.len();
+                writing.push_back(async { (message.len(), connection.send_bytes(message).await) });
             }
             Ok(Ok(Some(Item::Unsendable(unsendable)))) => {
                 failures.not_sendable(unsendable.to_string(), unsendable.content);
@@ -224,12 +234,22 @@ async fn spool_all(
             Err(end) => break end,
         }
     };
-    while let Some(sent) = writing.next().await {
-        written(sent);
+    // Where there is no room, an interruption ends the waiting for it: what is on its way to the disk still gets there.
+    let mut closing = pin!(connection.close(Duration::ZERO));
+    let mut is_closed = false;
+    while !writing.is_empty() {
+        tokio::select! {
+            biased;
+            Some(sent) = writing.next() => {
+                written(&mut bytes, sent);
+            }
+            () = signals.first(), if !matches!(end, End::Interrupted) => end = End::Interrupted,
+            _ = &mut closing, if matches!(end, End::Interrupted) && !is_closed => is_closed = true,
+        }
     }
     if let Some(error) = broken {
         end = End::SpoolFailed(error);
-    } else if !left.is_empty() {
+    } else if !left.is_empty() && !matches!(end, End::Interrupted) {
         // The line ended while they were on their way to the disk.
         end = End::PeerAway;
     }

@@ -67,11 +67,23 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     };
     // With a spool, nothing is lost by leaving at once where nobody listens.
     let is_kept = arguments.spool.is_some() && line.state() != State::Connected;
-    let mut stats = line.close(if is_kept { Duration::ZERO } else { LAST_WORK }).await?;
-    if let (Some(directory), End::PeerAway) = (&arguments.spool, &end) {
-        let kept = line::keep_rest(left, &mut messages, directory, &arguments, &failures).await?;
-        stats.accepted += kept;
-        stats.in_flight += kept;
+    let mut end = end;
+    let mut stats = match line.close(if is_kept { Duration::ZERO } else { LAST_WORK }).await {
+        Ok(stats) => stats,
+        Err(error) => {
+            end = End::SpoolFailed(error);
+            line.stats()
+        }
+    };
+    if let (Some(directory), End::PeerAway | End::Interrupted) = (&arguments.spool, &end) {
+        let is_all = matches!(end, End::Interrupted);
+        match line::keep_rest(left, (!is_all).then_some(&mut messages), directory, &arguments, &failures).await {
+            Ok(kept) => {
+                stats.accepted += kept;
+                stats.in_flight += kept;
+            }
+            Err(error) => end = End::SpoolFailed(error),
+        }
     }
     report.finish();
     let unsendable = failures.unsendable();

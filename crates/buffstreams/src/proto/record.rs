@@ -85,6 +85,8 @@ pub(crate) enum Unreadable {
         stored: u32,
         computed: u32,
     },
+    /// The format of another version.
+    Format(u32),
     /// The checksum is right, and still it cannot be: it was not written by this library.
     Malformed,
 }
@@ -178,6 +180,56 @@ impl RefusedRecord {
     }
 }
 
+/// What a spool knows of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SpoolState {
+    pub(crate) stream: u128,
+    /// How often it was opened to be sent from.
+    pub(crate) starts: u64,
+    /// The number of the next message, and the lowest whose fate is not known.
+    pub(crate) end: u64,
+    pub(crate) done: u64,
+    /// A message that the receiver claimed to have, and that was never sent from here; 0 if it claimed none.
+    pub(crate) unsent: u64,
+}
+
+/// Bytes of a state: checksum, format, stream, and four numbers.
+const STATE: usize = 4 + 4 + 16 + 4 * 8;
+
+impl SpoolState {
+    /// The format of what is stored. Another one is refused.
+    pub(crate) const FORMAT: u32 = 1;
+
+    pub(crate) fn write(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(STATE);
+        bytes.put_u32_le(0);
+        bytes.put_u32_le(SpoolState::FORMAT);
+        bytes.put_u128_le(self.stream);
+        for number in [self.starts, self.end, self.done, self.unsent] {
+            bytes.put_u64_le(number);
+        }
+        let sum = checksum(0, &bytes[4..]);
+        bytes[..4].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn read(mut bytes: &[u8]) -> Result<SpoolState, Unreadable> {
+        if bytes.len() < STATE {
+            return Err(Unreadable::Short(bytes.len()));
+        }
+        check(0, bytes)?;
+        bytes.advance(4);
+        let format = bytes.get_u32_le();
+        if format != SpoolState::FORMAT {
+            return Err(Unreadable::Format(format));
+        }
+        let stream = bytes.get_u128_le();
+        let [starts, end, done, unsent] = std::array::from_fn(|_| bytes.get_u64_le());
+        let state = SpoolState { stream, starts, end, done, unsent };
+        if (1..=end).contains(&done) { Ok(state) } else { Err(Unreadable::Malformed) }
+    }
+}
+
 fn check(number: u64, bytes: &[u8]) -> Result<(), Unreadable> {
     let stored = (&bytes[..4]).get_u32_le();
     let computed = checksum(number, &bytes[4..]);
@@ -197,6 +249,9 @@ impl fmt::Display for Unreadable {
             Unreadable::Short(bytes) => write!(f, "only {bytes} bytes are left of it"),
             Unreadable::Checksum { stored, computed } => {
                 write!(f, "its checksum is {computed:08x}, and {stored:08x} was stored")
+            }
+            Unreadable::Format(format) => {
+                write!(f, "it has format {format}, and this version knows {}", SpoolState::FORMAT)
             }
             Unreadable::Malformed => f.write_str("it is not what this library writes"),
         }
@@ -258,8 +313,18 @@ mod tests {
                 if let Ok(record) = Record::read(number, bytes.clone().into()) {
                     prop_assert_eq!(record.end() - number, record.count() as u64, "every message that it counts is there");
                 }
+                let _ = SpoolState::read(&bytes);
                 let _ = RefusedRecord::read(number, bytes.into());
             }
+        }
+
+        #[test]
+        fn a_state_is_read_as_it_was_written(stream in any::<u128>(), starts in any::<u64>(), end in 1..u64::MAX, bit in 0..8 * STATE) {
+            let state = SpoolState { stream, starts, end, done: end / 2 + 1, unsent: 0 };
+            let mut bytes = state.write();
+            prop_assert_eq!(SpoolState::read(&bytes), Ok(state));
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(SpoolState::read(&bytes).is_err());
         }
 
         #[test]

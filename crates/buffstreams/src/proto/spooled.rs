@@ -29,6 +29,10 @@ pub(super) struct Spooled {
     passed_over: u64,
     /// What the receiver refuses, and has not come.
     refused: BTreeMap<u64, Rejection>,
+    /// Below this number everything is known on disk to be settled or failed.
+    done: u64,
+    /// The receiver claims to have this message, which was never sent from here.
+    unsent: Option<u64>,
 }
 
 impl Outbox {
@@ -41,7 +45,15 @@ impl Outbox {
         let flight = outbox.flight_mut();
         flight.next = end;
         flight.acked = first - 1;
-        let spooled = Spooled { recovered, accepted: 0, end, passed_over: first, refused: BTreeMap::new() };
+        let spooled = Spooled {
+            recovered,
+            accepted: 0,
+            end,
+            passed_over: first,
+            refused: BTreeMap::new(),
+            done: first,
+            unsent: None,
+        };
         flight.spooled = Some(Box::new(spooled));
         outbox
     }
@@ -63,6 +75,28 @@ impl Outbox {
         let spooled = self.spool_mut();
         spooled.accepted += count;
         spooled.end += count;
+    }
+
+    /// It is on disk that everything below this number is settled or failed.
+    pub(crate) fn note_done(&mut self, done: u64) {
+        self.spool_mut().done = done;
+    }
+
+    /// Whether the receiver may forget the stream: all is resolved, and that is known wherever messages are kept.
+    pub(crate) fn is_forgettable(&self) -> bool {
+        self.is_resolved() && self.spool().is_none_or(|spooled| spooled.done >= spooled.end)
+    }
+
+    /// The receiver claims to have a message that was never sent from here.
+    pub(crate) fn note_unsent(&mut self, number: u64) {
+        if self.is_spooled() {
+            self.spool_mut().unsent = Some(number);
+        }
+    }
+
+    /// That message, if there is one: what is on disk is older than the stream.
+    pub(crate) fn unsent(&self) -> Option<u64> {
+        self.spool()?.unsent
     }
 
     /// Takes charge of the next message that has come from disk. `false` if its fate is known already.

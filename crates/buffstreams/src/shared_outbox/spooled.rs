@@ -45,7 +45,11 @@ impl SharedOutbox {
     /// Takes charge of a message from disk, when there is room for it in memory. `false` if all is over.
     ///
     /// Cancel safe.
-    pub(crate) async fn feed(&self, number: u64, message: &Bytes) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// It is over the maximum.
+    pub(crate) async fn feed(&self, number: u64, message: &Bytes) -> Result<bool> {
         self.pass_over(number);
         let _head = Head::take(self, self.framing().prefix_width(message.len()) + message.len());
         loop {
@@ -63,10 +67,11 @@ impl SharedOutbox {
                         self.announce(&self.lock(), true);
                         self.chores.notify_one();
                     }
-                    return true;
+                    return Ok(true);
                 }
                 Err(Refusing::Full) => room.await,
-                Err(_) => return false,
+                Err(Refusing::Closed) => return Ok(false),
+                Err(refusing) => return Err(self.error(refusing, message.len())),
             }
         }
     }
@@ -74,6 +79,9 @@ impl SharedOutbox {
     /// Messages below this number that have not come from disk never will: their fate is known there.
     pub(crate) fn pass_over(&self, number: u64) {
         let mut state = self.lock();
+        if number <= state.outbox.next_number() {
+            return;
+        }
         for refused in state.outbox.pass_over(number) {
             if let Some(sending) = &mut state.sending {
                 sending.stored(refused);
@@ -91,17 +99,25 @@ impl SharedOutbox {
         self.lock().outbox.done_below()
     }
 
-    /// That these messages have failed is on disk.
-    pub(crate) fn note_stored(&self, failed: &[FailedMessage]) {
+    /// It is on disk that everything below `done` is settled or failed, and that these messages have failed.
+    pub(crate) fn note_stored(&self, done: u64, failed: &[FailedMessage]) {
         let mut state = self.lock();
+        state.outbox.note_done(done);
         if let Some(sending) = &mut state.sending {
             failed.iter().for_each(|failed| sending.stored(failed.number));
         }
-        let waker = state.task.clone();
+        // There may be something to confirm, or the last goodbye to say.
+        let is_worth_it = !failed.is_empty() || matches!(state.phase, Phase::Closing(_));
+        let waker = state.task.clone().filter(|_| is_worth_it);
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// A message that the receiver claims to have, and that was never sent from this spool.
+    pub(crate) fn unsent(&self) -> Option<u64> {
+        self.lock().outbox.unsent()
     }
 
     /// Waits until all is over.

@@ -16,22 +16,19 @@ use crate::error::{Error, ErrorKind, Refused, Result};
 use crate::events::Events;
 use crate::failed::FailedTo;
 use crate::handler::Service;
-use crate::proto::session::sending::Sending;
+use crate::proto::session::sending::{EPOCHS, Sending};
 use crate::proto::session::wire::StreamId;
 use crate::sender::{Flushed, Receipt};
 use crate::shared_outbox::SharedOutbox;
 use crate::stats::{ReceivedStats, Stats};
 use crate::transport::Address;
 
-/// Connections of one process have epochs below those of the next.
-const EPOCHS: u64 = 1 << 32;
-
 impl<S: Service> ConnectionBuilder<S> {
     /// Sends what is in the spool and what will be, as one [acknowledged](crate::Delivery::Acked) stream that goes on from
     /// one process to the next. Returns at once; the connection tries to reach its peer as its retry policy says, and
     /// messages wait on disk meanwhile.
     ///
-    /// A failed message is kept by the spool, and its owner is told after that.
+    /// A failed message is kept by the spool, and its owner is told after that; a channel only as far as it has room.
     ///
     /// # Errors
     ///
@@ -49,6 +46,7 @@ impl<S: Service> ConnectionBuilder<S> {
         let (mut builder, mut spool) = (self, spool);
         let address = address.try_into()?;
         let (ask, memory, overflow) = builder.for_spool()?;
+        spool.may_be_sent(ask.framing.max_message_size())?;
         spool.state.starts += 1;
         spool.store.commit(&Change::default(), spool.state)?;
         let (stream, recovered, state) = (spool.stream_id(), spool.recovered(), spool.state);
@@ -175,13 +173,25 @@ impl SpooledConnection {
     ///
     /// # Errors
     ///
-    /// As [`Sender::settled`](crate::Sender::settled).
+    /// As [`Sender::settled`](crate::Sender::settled), and [`ErrorKind::Closed`] if the connection ended before that: the
+    /// message is still in the spool.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn settled(&self, receipt: Receipt) -> Result<()> {
-        self.connection.settled(receipt).await
+        tokio::select! {
+            biased;
+            settled = self.connection.settled(receipt) => settled,
+            () = self.connection.closed() => Err(self.left()),
+        }
+    }
+
+    /// What it means that the connection is closed before all is settled.
+    fn left(&self) -> Error {
+        let left = self.stats().in_flight;
+        let text = format!("the connection was closed with {left} messages unsettled; they are in the spool");
+        Error::new(ErrorKind::Closed, text)
     }
 
     /// Waits until every message that is in the spool now is acknowledged or failed; says how many were, by then, since the
@@ -202,11 +212,7 @@ impl SpooledConnection {
                 let Stats { settled, failed, .. } = self.stats();
                 Ok(Flushed { settled, failed })
             }
-            () = self.connection.closed() => {
-                let left = self.stats().in_flight;
-                let text = format!("the connection was closed with {left} messages unsettled; they are in the spool");
-                Err(Error::new(ErrorKind::Closed, text))
-            }
+            () = self.connection.closed() => Err(self.left()),
         }
     }
 
@@ -262,9 +268,9 @@ impl SpooledConnection {
     ///
     /// If the future is dropped the close goes on in the background.
     pub async fn close(&self, deadline: Duration) -> Result<Stats> {
-        let stats = self.connection.close(deadline).await?;
+        self.connection.close(deadline).await?;
         self.keeper.ended().await?;
-        Ok(stats)
+        Ok(self.stats())
     }
 
     /// Waits until the connection is closed, or has given up.

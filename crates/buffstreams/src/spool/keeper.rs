@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,13 +15,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::store::{Change, State, Store};
-use super::{Extent, Spool};
+use super::store::{Change, Store};
+use super::{Extent, RECORD_COST, Spool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failed::FailedTo;
 use crate::log::Throttle;
 use crate::proto::outbox::{FailedMessage, Rejection};
-use crate::proto::record::{Record, RecordWriter, RefusedRecord};
+use crate::proto::record::{Record, RecordWriter, RefusedRecord, SpoolState};
 use crate::shared_outbox::{Overflow, Phase, SharedOutbox};
 
 /// How long news of what is done waits for a message to share a write with.
@@ -54,7 +55,7 @@ struct Inside {
     /// The number that the next message to be gathered gets.
     next: u64,
     /// As it is on disk.
-    state: State,
+    state: SpoolState,
     extents: VecDeque<Extent>,
     /// Bytes of the extents and of the record that is being written, and of the failed messages.
     live: u64,
@@ -65,9 +66,38 @@ struct Inside {
     fresh: VecDeque<(Record, usize)>,
     /// Something was settled or has failed.
     look: bool,
-    /// Somebody waits for room.
-    is_full: bool,
+    /// Senders that wait for room, and so come before others.
+    waiting: usize,
     stage: Stage,
+    /// The store is closed: the spool can be opened again.
+    is_released: bool,
+}
+
+/// What became of a message that was to be gathered.
+enum Gathered {
+    /// It has this number.
+    As(u64),
+    /// It comes with a later record.
+    Later,
+    /// The spool may hold no more.
+    Full,
+}
+
+/// Waiting for room, for as long as it lives.
+struct Waiting<'a>(&'a Keeper);
+
+impl<'a> Waiting<'a> {
+    fn begin(keeper: &'a Keeper) -> Waiting<'a> {
+        keeper.lock().waiting += 1;
+        keeper.work.notify_one();
+        Waiting(keeper)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= 1;
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -83,7 +113,7 @@ enum Stage {
 /// One transaction, and what follows from it.
 struct Turn {
     change: Change,
-    state: State,
+    state: SpoolState,
     extent: Option<Extent>,
     is_last: bool,
 }
@@ -108,8 +138,9 @@ impl Keeper {
             gone,
             fresh: VecDeque::new(),
             look: false,
-            is_full: false,
+            waiting: 0,
             stage: Stage::Working,
+            is_released: false,
         };
         Arc::new(Keeper {
             state: Mutex::new(inside),
@@ -142,33 +173,27 @@ impl Keeper {
     /// Cancel safe.
     pub(super) async fn gather(&self, message: &[u8]) -> Result<u64> {
         self.outbox.check(message.len())?;
-        if let Some(number) = self.gather_now(message, false)? {
-            return Ok(number);
+        match self.gather_now(message, 0)? {
+            Gathered::As(number) => return Ok(number),
+            Gathered::Full if self.overflow == Overflow::Fail => return Err(self.full(message.len())),
+            Gathered::Later | Gathered::Full => {}
         }
-        if self.overflow == Overflow::Fail {
-            return Err(self.full(message.len()));
-        }
+        let _waiting = Waiting::begin(self);
         let _turn = self.turn.lock().await;
         loop {
             let mut room = pin!(self.room.notified());
             room.as_mut().enable();
             self.outbox.check(message.len())?;
-            if let Some(number) = self.gather_now(message, true)? {
-                return Ok(number);
+            match self.gather_now(message, usize::MAX)? {
+                Gathered::As(number) => return Ok(number),
+                Gathered::Full if self.overflow == Overflow::Fail => return Err(self.full(message.len())),
+                Gathered::Later | Gathered::Full => room.await,
             }
-            room.await;
         }
     }
 
-    /// `None` if there is no room, or others wait for it.
-    fn gather_now(&self, message: &[u8], is_my_turn: bool) -> Result<Option<u64>> {
-        let _turn = match is_my_turn {
-            true => None,
-            false => match self.turn.try_lock() {
-                Ok(turn) => Some(turn),
-                Err(_) => return Ok(None),
-            },
-        };
+    /// Unless more senders than that wait for room.
+    fn gather_now(&self, message: &[u8], waiting: usize) -> Result<Gathered> {
         let mut inside = self.lock();
         match &inside.stage {
             Stage::Working => {}
@@ -177,15 +202,22 @@ impl Keeper {
                 return Err(Error::new(ErrorKind::Closed, "the connection takes no more messages: it was closed"));
             }
         }
+        if inside.waiting > waiting {
+            return Ok(Gathered::Later);
+        }
         let cost = inside.gathered.cost(message.len());
         let gathered = inside.gathered.len();
-        let taken = inside.live + inside.failed + gathered as u64;
-        let fits = gathered == 0 || gathered + cost <= GATHERED;
-        let is_allowed = taken == 0 || taken + cost as u64 <= self.max_bytes;
-        if !fits || !is_allowed {
-            inside.is_full = true;
-            self.work.notify_one();
-            return Ok(None);
+        let others = inside.live + gathered as u64;
+        if others + inside.failed + cost as u64 + RECORD_COST > self.max_bytes && others + inside.failed > 0 {
+            if others == 0 {
+                // Nothing will come of waiting.
+                drop(inside);
+                return Err(self.full(message.len()));
+            }
+            return Ok(Gathered::Full);
+        }
+        if gathered > 0 && gathered + cost > GATHERED {
+            return Ok(Gathered::Later);
         }
         inside.gathered.push(message);
         let number = inside.next;
@@ -195,14 +227,15 @@ impl Keeper {
         if is_first {
             self.work.notify_one();
         }
-        Ok(Some(number))
+        Ok(Gathered::As(number))
     }
 
     fn full(&self, length: usize) -> Error {
         let inside = self.lock();
         let (live, failed, max) = (inside.live, inside.failed, self.max_bytes);
         let text = format!(
-            "the spool has no room for a message of {length} bytes: {live} bytes wait and {failed} have failed, of {max}"
+            "the spool has no room for a message of {length} bytes: of {max} bytes, messages that wait take {live}, and failed \
+             ones, which can be sent again or dropped, {failed}"
         );
         Error::new(ErrorKind::Full, text)
     }
@@ -236,10 +269,13 @@ impl Keeper {
         loop {
             let mut written = pin!(self.written.notified());
             written.as_mut().enable();
-            match &self.lock().stage {
-                Stage::Working | Stage::Ending => {}
-                Stage::Ended => return Ok(()),
-                Stage::Broken(why) => return Err(Error::new(ErrorKind::Spool, why.clone())),
+            {
+                let inside = self.lock();
+                match &inside.stage {
+                    Stage::Broken(why) if inside.is_released => return Err(Error::new(ErrorKind::Spool, why.clone())),
+                    _ if inside.is_released => return Ok(()),
+                    _ => {}
+                }
             }
             written.await;
         }
@@ -270,9 +306,12 @@ impl Keeper {
 
     /// Writes until the end; tells the owner of failed messages once these are on disk.
     pub(super) fn run(&self, owner: &FailedTo) {
-        self.write_on(owner);
+        if catch_unwind(AssertUnwindSafe(|| self.write_on(owner))).is_err() {
+            self.broke(&Error::new(ErrorKind::Spool, "its thread has panicked"));
+        }
         *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
         let mut inside = self.lock();
+        inside.is_released = true;
         if matches!(inside.stage, Stage::Ending) {
             inside.stage = Stage::Ended;
         }
@@ -288,12 +327,12 @@ impl Keeper {
             if is_news && let Err(error) = self.with_store(|store| store.commit(&turn.change, turn.state)) {
                 return self.broke(&error);
             }
-            let is_last = turn.is_last;
+            let (is_last, done) = (turn.is_last, turn.state.done);
             self.take_in(turn);
-            if !failed.is_empty() {
-                self.outbox.note_stored(&failed);
-                failed.drain(..).for_each(|failed| owner.tell(failed, &log));
+            if is_news {
+                self.outbox.note_stored(done, &failed);
             }
+            failed.drain(..).for_each(|failed| owner.tell(failed, &log));
             if is_last {
                 return;
             }
@@ -309,7 +348,7 @@ impl Keeper {
             }
             if inside.gathered.count() == 0 {
                 let may_wait = |inside: &mut Inside| {
-                    inside.gathered.count() == 0 && !inside.is_full && matches!(inside.stage, Stage::Working)
+                    inside.gathered.count() == 0 && inside.waiting == 0 && matches!(inside.stage, Stage::Working)
                 };
                 let waited = self.work.wait_timeout_while(inside, PATIENCE, may_wait);
                 inside = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -317,14 +356,15 @@ impl Keeper {
             if matches!(inside.stage, Stage::Broken(_)) {
                 return None;
             }
-            (inside.look, inside.is_full) = (false, false);
+            inside.look = false;
             let is_last = matches!(inside.stage, Stage::Ending);
             let count = inside.gathered.count();
             if count == 0 {
                 (None, None, is_last)
             } else {
                 let first = inside.next - count;
-                let extent = Extent { first, end: inside.next, bytes: inside.gathered.len() as u64 };
+                let bytes = inside.gathered.len() as u64 + RECORD_COST;
+                let extent = Extent { first, end: inside.next, bytes };
                 inside.live += extent.bytes;
                 (Some((first, inside.gathered.finish(first))), Some(extent), is_last)
             }
@@ -337,8 +377,9 @@ impl Keeper {
         let remove = inside.extents.iter().take_while(|extent| extent.end <= done).map(|extent| extent.first).collect();
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let refused = failed.iter().map(|failed| (failed.number, refused_record(failed, seconds))).collect();
+        let unsent = self.outbox.unsent().unwrap_or(inside.state.unsent);
         let end = extent.map_or(inside.state.end, |extent| extent.end);
-        let state = State { end, done, ..inside.state };
+        let state = SpoolState { end, done, unsent, ..inside.state };
         Some(Turn { change: Change { add, remove, refused, ..Change::default() }, state, extent, is_last })
     }
 
@@ -354,7 +395,7 @@ impl Keeper {
             let removed = inside.extents.pop_front().expect("it was there a moment ago");
             inside.live -= removed.bytes;
         }
-        inside.failed += change.refused.iter().map(|(_, refused)| refused.message.len() as u64).sum::<u64>();
+        inside.failed += change.refused.iter().map(|(_, refused)| refused.len() as u64).sum::<u64>();
         inside.gone = inside.gone.split_off(&state.done);
         inside.state = state;
         if let Some(extent) = extent {
@@ -375,8 +416,11 @@ impl Keeper {
     }
 
     fn broke(&self, error: &Error) {
-        tracing::error!("the spool takes no more: {error}");
-        self.lock().stage = Stage::Broken(format!("the spool takes no more: {error}"));
+        let why = format!(
+            "nothing more goes to or from the spool: {error}; what was accepted is on disk, for the next to open it"
+        );
+        tracing::error!("{why}");
+        self.lock().stage = Stage::Broken(why);
         self.outbox.advance_phase(Phase::Cut);
         self.written.notify_waiters();
         self.room.notify_waiters();
@@ -397,8 +441,13 @@ impl Keeper {
             let end = record.end();
             let gone = self.gone_below(end);
             for (number, message) in record {
-                if number >= next && !gone.contains(&number) && !self.outbox.feed(number, &message).await {
-                    return;
+                if number < next || gone.contains(&number) {
+                    continue;
+                }
+                match self.outbox.feed(number, &message).await {
+                    Ok(true) => {}
+                    Ok(false) => return,
+                    Err(error) => return self.broke(&error),
                 }
             }
             self.outbox.pass_over(end);
@@ -449,7 +498,7 @@ impl Keeper {
     }
 }
 
-fn refused_record(failed: &FailedMessage, seconds: u64) -> RefusedRecord {
+fn refused_record(failed: &FailedMessage, seconds: u64) -> Vec<u8> {
     let rejection = failed.rejection.clone().unwrap_or_else(|| Rejection { code: 0, text: failed.reason.to_string() });
-    RefusedRecord { rejection, seconds, message: Bytes::clone(&failed.message) }
+    RefusedRecord { rejection, seconds, message: Bytes::clone(&failed.message) }.write(failed.number)
 }

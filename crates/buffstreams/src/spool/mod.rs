@@ -17,14 +17,17 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::proto::outbox::Rejection;
-use crate::proto::record::RecordWriter;
+use crate::proto::record::{RecordWriter, SpoolState};
 use crate::proto::session::wire::StreamId;
 
 pub use connection::SpooledConnection;
-use store::{Change, State, Store};
+use store::{Change, Store};
 
-/// How much of a spool's own failed messages goes into one record when they are to be sent again.
+/// How much goes into one record where messages are put into the spool without a connection.
 const RECORD: usize = 1024 * 1024;
+
+/// What a record costs beside its messages, on disk and in memory.
+const RECORD_COST: u64 = 256;
 
 /// How to open a spool. Made by [`Spool::builder`].
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +36,9 @@ pub struct SpoolBuilder {
 }
 
 impl SpoolBuilder {
-    /// Bytes that messages in the spool may take together, those that wait and those that failed; the file is somewhat
-    /// larger. Default 1 GiB. At the limit `send` waits, or fails if the connection's overflow policy says so.
+    /// Bytes that messages in the spool may take together, those that wait and those that failed, with 256 more for each
+    /// write; the file is somewhat larger. Default 1 GiB. At the limit `send` waits, or fails if the connection's overflow
+    /// policy says so; it fails where nothing but failed messages takes the room.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
         self
@@ -57,12 +61,14 @@ impl SpoolBuilder {
 struct Extent {
     first: u64,
     end: u64,
+    /// With [`RECORD_COST`].
     bytes: u64,
 }
 
 /// Messages of an acknowledged stream, on disk: those that wait to be sent or acknowledged, and those that failed.
 ///
-/// One process at a time has a spool open. To send from it and into it, give it to
+/// One process at a time has a spool open. It must not be copied, or restored from a copy: the receiver has then heard more of
+/// the stream than the copy knows, and where that shows, the connection is refused. To send from it and into it, give it to
 /// [`dial_spooled`](crate::ConnectionBuilder::dial_spooled).
 ///
 /// ```
@@ -86,13 +92,15 @@ struct Extent {
 pub struct Spool {
     directory: PathBuf,
     store: Store,
-    state: State,
+    state: SpoolState,
     extents: VecDeque<Extent>,
     gone: BTreeSet<u64>,
     damage: Vec<SpoolDamage>,
     max_bytes: u64,
     /// How many messages failed, and the bytes they take.
     failed: (u64, u64),
+    /// Bytes of the largest message that waits.
+    largest: usize,
 }
 
 impl fmt::Debug for Spool {
@@ -170,7 +178,17 @@ impl Spool {
         let state = store.state()?;
         let gone = store.gone()?.into_iter().filter(|number| *number >= state.done).collect();
         let mut found = Vec::new();
-        store.records(|first, record| found.push((first, record.map(|record| (record.end(), record.len() as u64)))))?;
+        let mut largest = 0;
+        store.records(|first, record| {
+            let measured = record.map(|record| (record.end(), record.len() as u64 + RECORD_COST, record));
+            found.push((
+                first,
+                measured.map(|(end, bytes, record)| {
+                    largest = record.map(|(_, message)| message.len()).fold(largest, usize::max);
+                    (end, bytes)
+                }),
+            ));
+        })?;
         let (mut extents, mut damage, mut remove) = (VecDeque::new(), Vec::new(), Vec::new());
         // What is missing lies between what is known to be done, or the record before, and the next record.
         let mut expected = state.done;
@@ -190,9 +208,8 @@ impl Spool {
                 }
                 Ok(_) => remove.push(first),
                 Err(unreadable) => {
-                    missing(expected, first, why.take());
-                    expected = expected.max(first);
-                    why = Some(unreadable);
+                    // Not even its name can be believed: what it had is what lies between its neighbours.
+                    why.get_or_insert(unreadable);
                     remove.push(first);
                 }
             }
@@ -204,7 +221,7 @@ impl Spool {
         if !remove.is_empty() {
             store.commit(&Change { remove, ..Change::default() }, state)?;
         }
-        Ok(Spool { directory: directory.to_owned(), store, state, extents, gone, damage, max_bytes, failed })
+        Ok(Spool { directory: directory.to_owned(), store, state, extents, gone, damage, max_bytes, failed, largest })
     }
 
     /// The directory.
@@ -242,20 +259,30 @@ impl Spool {
     }
 
     /// Puts messages behind those that wait, while there is no connection: they are sent by the next. On disk when this
-    /// returns, all of them or none.
+    /// returns. Says how many of them there was room for; the others are not taken.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Full`] if they are more than the spool may hold; [`ErrorKind::Spool`].
-    pub fn append<M: AsRef<[u8]>>(&mut self, messages: impl IntoIterator<Item = M>) -> Result<()> {
-        let mut writer = RecordWriter::default();
-        messages.into_iter().for_each(|message| writer.push(message.as_ref()));
-        let (taken, more) = (self.live_bytes() + self.failed.1, writer.len() as u64);
-        if taken > 0 && taken + more > self.max_bytes {
-            let text = format!("the spool has no room for {more} bytes: {taken} of {} bytes are taken", self.max_bytes);
-            return Err(Error::new(ErrorKind::Full, text));
+    /// [`ErrorKind::Spool`].
+    pub fn append<M: AsRef<[u8]>>(&mut self, messages: impl IntoIterator<Item = M>) -> Result<u64> {
+        let (mut writer, mut count) = (RecordWriter::default(), 0);
+        for message in messages {
+            let message = message.as_ref();
+            let taken = self.live_bytes() + self.failed.1 + writer.len() as u64 + RECORD_COST;
+            if taken + writer.cost(message.len()) as u64 > self.max_bytes {
+                break;
+            }
+            writer.push(message);
+            self.largest = self.largest.max(message.len());
+            count += 1;
+            if writer.len() >= RECORD {
+                self.put_back(&mut writer, &mut Vec::new())?;
+            }
         }
-        if writer.count() > 0 { self.put_back(&mut writer, &mut Vec::new()) } else { Ok(()) }
+        if writer.count() > 0 {
+            self.put_back(&mut writer, &mut Vec::new())?;
+        }
+        Ok(count)
     }
 
     /// How many failed messages it keeps.
@@ -316,6 +343,7 @@ impl Spool {
                 Error::new(ErrorKind::Spool, format!("failed message {number} is damaged on disk: {unreadable}"))
             })?;
             writer.push(&refused.message);
+            self.largest = self.largest.max(refused.message.len());
             forget.push(number);
             count += 1;
             if writer.len() >= RECORD {
@@ -331,8 +359,8 @@ impl Spool {
 
     fn put_back(&mut self, writer: &mut RecordWriter, forget: &mut Vec<u64>) -> Result<()> {
         let first = self.state.end;
-        let extent = Extent { first, end: first + writer.count(), bytes: writer.len() as u64 };
-        let state = State { end: extent.end, ..self.state };
+        let extent = Extent { first, end: first + writer.count(), bytes: writer.len() as u64 + RECORD_COST };
+        let state = SpoolState { end: extent.end, ..self.state };
         let change =
             Change { add: Some((first, writer.finish(first))), forget: std::mem::take(forget), ..Change::default() };
         self.store.commit(&change, state)?;
@@ -349,6 +377,27 @@ impl Spool {
             }
         }
         Ok(known)
+    }
+
+    /// That what waits can be sent where no message is longer than `max`.
+    fn may_be_sent(&self, max: usize) -> Result<()> {
+        let directory = self.directory.display();
+        if self.state.unsent > 0 {
+            let text = format!(
+                "the spool {directory}: the receiver has heard more of its stream than it has sent, up to message {}; it is a \
+                 copy, or was restored from one. Send from the spool that went on, or begin another in an empty directory",
+                self.state.unsent
+            );
+            return Err(Error::new(ErrorKind::Spool, text));
+        }
+        if self.largest > max && !self.extents.is_empty() {
+            let largest = self.largest;
+            let text = format!(
+                "the spool {directory} holds a message of {largest} bytes, over the maximum of {max}: raise it"
+            );
+            return Err(Error::new(ErrorKind::InvalidConfiguration, text));
+        }
+        Ok(())
     }
 
     fn live_bytes(&self) -> u64 {

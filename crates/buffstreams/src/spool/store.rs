@@ -4,44 +4,29 @@
 //! disk when the call returns: a crash leaves the state before or after it, never one between.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
-    TableDefinition, WriteTransaction,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, WriteTransaction,
 };
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::proto::record::{Record, RefusedRecord, Unreadable};
+use crate::proto::record::{Record, RefusedRecord, SpoolState, Unreadable};
 
 const FILE: &str = "spool.redb";
 
 /// Bytes of the file that are kept in memory; what waits to be sent is seldom far from what was just written.
 const CACHE: usize = 16 * 1024 * 1024;
 
-/// The format of what is stored. Another one is refused.
-const FORMAT: u64 = 1;
-
 /// What is known of the spool as a whole.
-const STATE: TableDefinition<'_, &str, u64> = TableDefinition::new("state");
+const STATE: TableDefinition<'_, (), &[u8]> = TableDefinition::new("state");
 /// Messages by the number of a record's first.
 const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
 /// Numbers of messages in records whose fate is known, while others of their record wait.
 const GONE: TableDefinition<'_, u64, ()> = TableDefinition::new("gone");
 /// Messages that the receiver refused.
 const FAILED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("failed");
-
-/// What a spool remembers of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State {
-    pub(super) stream: u128,
-    /// How often it was opened to be sent from.
-    pub(super) starts: u64,
-    /// The number of the next message, and the lowest whose fate is not known.
-    pub(super) end: u64,
-    pub(super) done: u64,
-}
 
 /// One transaction.
 #[derive(Debug, Default)]
@@ -50,8 +35,8 @@ pub(super) struct Change {
     pub(super) add: Option<(u64, Bytes)>,
     /// Records to remove, by their first numbers.
     pub(super) remove: Vec<u64>,
-    /// Messages that the receiver refused, to be gone from their records.
-    pub(super) refused: Vec<(u64, RefusedRecord)>,
+    /// Messages that the receiver refused, in the form in which they are kept, to be gone from their records.
+    pub(super) refused: Vec<(u64, Vec<u8>)>,
     /// Failed messages that nobody wants any more.
     pub(super) forget: Vec<u64>,
 }
@@ -66,6 +51,7 @@ impl Change {
 #[derive(Debug)]
 pub(super) struct Store {
     database: Database,
+    directory: PathBuf,
 }
 
 impl Store {
@@ -83,7 +69,7 @@ impl Store {
         match catch_unwind(AssertUnwindSafe(open)) {
             Ok(Ok(database)) => {
                 sync(directory).map_err(|error| named(format!("cannot be made to last: {error}")).because(error))?;
-                Ok(Store { database })
+                Ok(Store { database, directory: directory.to_owned() })
             }
             Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => {
                 Err(named("is in use; one process at a time can have it".into()))
@@ -94,35 +80,25 @@ impl Store {
     }
 
     /// What is known of the spool; makes it if nothing is.
-    pub(super) fn state(&self) -> Result<State> {
+    pub(super) fn state(&self) -> Result<SpoolState> {
         self.write(|transaction| {
-            let mut state = transaction.open_table(STATE)?;
             transaction.open_table(RECORDS)?;
             transaction.open_table(GONE)?;
             transaction.open_table(FAILED)?;
-            let mut entry = |name: &str, otherwise: u64| -> std::result::Result<u64, redb::Error> {
-                if let Some(known) = state.get(name)? {
-                    return Ok(known.value());
-                }
-                state.insert(name, otherwise)?;
-                Ok(otherwise)
-            };
-            let format = entry("format", FORMAT)?;
-            if format != FORMAT {
-                return Err(redb::Error::Corrupted(format!("it has format {format}, and this library knows {FORMAT}")));
+            let mut table = transaction.open_table(STATE)?;
+            if let Some(known) = table.get(())? {
+                let read = SpoolState::read(known.value());
+                return read.map_err(|unreadable| corrupted("what it knows of itself", unreadable));
             }
-            let (high, low) = (entry("stream high", fastrand::u64(..))?, entry("stream low", fastrand::u64(..))?);
-            Ok(State {
-                stream: u128::from(high) << 64 | u128::from(low),
-                starts: entry("starts", 0)?,
-                end: entry("end", 1)?,
-                done: entry("done", 1)?,
-            })
+            let stream = u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..));
+            let state = SpoolState { stream, starts: 0, end: 1, done: 1, unsent: 0 };
+            table.insert((), state.write().as_slice())?;
+            Ok(state)
         })
     }
 
     /// Makes one change, and notes how far it has come with that.
-    pub(super) fn commit(&self, change: &Change, state: State) -> Result<()> {
+    pub(super) fn commit(&self, change: &Change, state: SpoolState) -> Result<()> {
         self.write(|transaction| {
             let mut records = transaction.open_table(RECORDS)?;
             let mut gone = transaction.open_table(GONE)?;
@@ -134,7 +110,7 @@ impl Store {
                 records.remove(first)?;
             }
             for (number, refused) in &change.refused {
-                failed.insert(number, refused.write(*number).as_slice())?;
+                failed.insert(number, refused.as_slice())?;
                 gone.insert(number, ())?;
             }
             for number in &change.forget {
@@ -142,10 +118,7 @@ impl Store {
             }
             // What is before the first unknown fate is gone without being named.
             gone.retain_in(..state.done, |_, ()| false)?;
-            let mut table = transaction.open_table(STATE)?;
-            table.insert("starts", state.starts)?;
-            table.insert("end", state.end)?;
-            table.insert("done", state.done)?;
+            transaction.open_table(STATE)?.insert((), state.write().as_slice())?;
             Ok(())
         })
     }
@@ -166,9 +139,9 @@ impl Store {
     pub(super) fn record(&self, first: u64) -> Result<Record> {
         self.read(|transaction| {
             let table = transaction.open_table(RECORDS)?;
-            let record = table.get(first)?.ok_or_else(|| corrupted(first, "it is not there any more"))?;
+            let record = table.get(first)?.ok_or_else(|| corrupted(record_of(first), "it is not there any more"))?;
             Record::read(first, Bytes::copy_from_slice(record.value()))
-                .map_err(|unreadable| corrupted(first, unreadable))
+                .map_err(|unreadable| corrupted(record_of(first), unreadable))
         })
     }
 
@@ -176,11 +149,15 @@ impl Store {
         self.read(|transaction| transaction.open_table(GONE)?.iter()?.map(|entry| Ok(entry?.0.value())).collect())
     }
 
-    /// How many failed messages there are, and about how many bytes they take.
+    /// How many failed messages there are, and how many bytes they take.
     pub(super) fn failed_size(&self) -> Result<(u64, u64)> {
         self.read(|transaction| {
-            let table = transaction.open_table(FAILED)?;
-            Ok((table.len()?, table.stats()?.stored_bytes()))
+            let (mut count, mut bytes) = (0, 0);
+            for entry in transaction.open_table(FAILED)?.iter()? {
+                count += 1;
+                bytes += entry?.1.value().len() as u64;
+            }
+            Ok((count, bytes))
         })
     }
 
@@ -195,8 +172,19 @@ impl Store {
         })
     }
 
+    /// An error of the store is one of the spool, and so is a panic over a damaged file.
+    fn guarded<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T> {
+        let named =
+            |text: String| Error::new(ErrorKind::Spool, format!("the spool {}: {text}", self.directory.display()));
+        match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(error)) => Err(named(error.to_string()).because(error)),
+            Err(_) => Err(named(format!("{FILE} is damaged"))),
+        }
+    }
+
     fn write<T>(&self, change: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>) -> Result<T> {
-        guarded(|| {
+        self.guarded(|| {
             let mut transaction = self.database.begin_write()?;
             // Without this, the whole file is repaired after a crash, and given up for one damaged bit in it.
             transaction.set_quick_repair(true);
@@ -207,7 +195,7 @@ impl Store {
     }
 
     fn read<T>(&self, look: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>) -> Result<T> {
-        guarded(|| look(&self.database.begin_read()?))
+        self.guarded(|| look(&self.database.begin_read()?))
     }
 }
 
@@ -227,15 +215,10 @@ fn sync(_: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// An error of the store is one of the spool, and so is a panic over a damaged file.
-fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(result)) => Ok(result),
-        Ok(Err(error)) => Err(Error::new(ErrorKind::Spool, format!("the spool: {error}")).because(error)),
-        Err(_) => Err(Error::new(ErrorKind::Spool, format!("the spool: {FILE} is damaged"))),
-    }
+fn corrupted(what: impl std::fmt::Display, why: impl std::fmt::Display) -> redb::Error {
+    StorageError::Corrupted(format!("{what}: {why}")).into()
 }
 
-fn corrupted(first: u64, why: impl std::fmt::Display) -> redb::Error {
-    StorageError::Corrupted(format!("the record that begins with message {first}: {why}")).into()
+fn record_of(first: u64) -> String {
+    format!("the record that begins with message {first}")
 }

@@ -105,6 +105,26 @@ impl Ends {
 
 #[test]
 fn no_kill_of_either_side_loses_a_message() {
+    // A killed receiver forgets one window. A killed sender forgets which messages were acknowledged since its last write;
+    // that matters where the receiver is killed, too, before it has heard of others.
+    let (in_window, in_spool) = ((WINDOW / (MESSAGE + 3)) as u64 + 1, SPOOL / (MESSAGE as u64 + 1) + 1);
+    let Repeats { repeats, receivers, senders } = kill_in_turn(|index| index % 2 == 0);
+    assert!(repeats <= receivers * in_window + senders * in_spool);
+}
+
+#[test]
+fn a_sender_that_is_killed_repeats_nothing_while_its_receiver_lives() {
+    assert_eq!(kill_in_turn(|_| false).repeats, 0);
+}
+
+struct Repeats {
+    repeats: u64,
+    receivers: u64,
+    senders: u64,
+}
+
+/// Kills the receiver or the sender, as `kills_receiver` says, and judges that nothing is missing.
+fn kill_in_turn(kills_receiver: impl Fn(usize) -> bool) -> Repeats {
     let last = amount("BUFFSTREAMS_KILLS_MESSAGES", 100_000) as u64;
     let kills = amount("BUFFSTREAMS_KILLS", 20);
     let seed = amount("BUFFSTREAMS_SEED", fastrand::usize(..)) as u64;
@@ -118,20 +138,22 @@ fn no_kill_of_either_side_loses_a_message() {
     let begun = Instant::now();
     let (mut receiver, mut sender) = (ends.start("receive_until_killed"), ends.start("send_until_killed"));
 
-    let mut marks: Vec<u64> = (0..kills).map(|_| random.u64(..last)).collect();
+    let mut marks: Vec<u64> = (0..kills).map(|_| random.u64(..=last)).collect();
+    // The last ones come while the sender takes its leave.
+    marks.extend([last, last]);
     marks.sort_unstable();
-    let (mut killed_receivers, mut killed_senders) = (0, 0);
+    let (mut receivers, mut senders) = (0, 0);
     for (index, mark) in marks.into_iter().enumerate() {
         wait(&format!("{mark} messages were judged"), || judge.distinct() >= mark);
-        if index % 2 == 0 {
+        if kills_receiver(index) {
             kill(&mut receiver);
             receiver = ends.start("receive_until_killed");
-            killed_receivers += 1;
+            receivers += 1;
         } else {
             // It may have ended by itself, close to the last message.
             kill(&mut sender);
             sender = ends.start("send_until_killed");
-            killed_senders += 1;
+            senders += 1;
         }
     }
     wait("all messages were judged", || judge.distinct() == last);
@@ -144,16 +166,13 @@ fn no_kill_of_either_side_loses_a_message() {
     let missing = seen.times[1..].iter().filter(|times| **times == 0).count();
     let repeats = seen.total - seen.distinct;
     println!(
-        "figures: {last} messages of {MESSAGE} bytes, kill -9 of {killed_receivers} receivers and {killed_senders} senders: \
-         {missing} missing, {repeats} handled twice, in {:.1?}",
+        "figures: {last} messages of {MESSAGE} bytes, kill -9 of {receivers} receivers and {senders} senders: {missing} \
+         missing, {repeats} handled twice, in {:.1?}",
         begun.elapsed()
     );
     assert_eq!(missing, 0);
-    // A killed receiver forgets one window. A killed sender forgets which messages were acknowledged since its last write;
-    // that matters where the receiver is killed, too, before it has heard of others.
-    let (in_window, in_spool) = ((WINDOW / (MESSAGE + 3)) as u64 + 1, SPOOL / (MESSAGE as u64 + 1) + 1);
-    assert!(repeats <= killed_receivers * in_window + killed_senders * in_spool);
     assert_eq!(Spool::open(folder.path().join("spool")).unwrap().recovered(), 0);
+    Repeats { repeats, receivers, senders }
 }
 
 fn kill(child: &mut Child) {

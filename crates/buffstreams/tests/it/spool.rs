@@ -116,9 +116,8 @@ async fn more_than_fits_into_memory_waits_on_disk() {
 async fn messages_are_added_without_a_connection() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::builder().max_bytes(1_000).open(folder.path()).unwrap();
-    spool.append([b"one", b"two"]).unwrap();
-    spool.append::<&[u8]>([]).unwrap();
-    assert_eq!(spool.append([[0; 999]]).unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(spool.append([&b"one"[..], b"two", &[0; 999], b"three"]).unwrap(), 2, "the third has no room");
+    assert_eq!(spool.append::<&[u8]>([]).unwrap(), 0);
     assert_eq!((spool.recovered(), spool.next_number()), (2, 3));
     drop(spool);
     let recorder = Recorder::default();
@@ -157,8 +156,8 @@ async fn a_full_spool_lets_send_wait_or_fail_as_the_policy_says() {
             Err(error) => break error,
         }
     };
-    assert_eq!((accepted, error.kind()), (11, ErrorKind::Full), "{error}");
-    assert!(error.to_string().contains("of 10000"), "{error}");
+    assert_eq!((accepted, error.kind()), (8, ErrorKind::Full), "{error}");
+    assert!(error.to_string().contains("of 10000 bytes, messages that wait take 9264"), "{error}");
     close(connection, Duration::ZERO).await;
 
     let connection = builder().dial_spooled(address.as_str(), small.open(folder.path()).unwrap()).unwrap();
@@ -170,9 +169,9 @@ async fn a_full_spool_lets_send_wait_or_fail_as_the_policy_says() {
     let server = listener.spawn(recorder.clone());
     in_time("acknowledgements make room", waiting).await.unwrap().unwrap();
     in_time("it is flushed", connection.flush()).await.unwrap();
-    assert_eq!(close(connection, DEADLINE).await.settled, 12);
+    assert_eq!(close(connection, DEADLINE).await.settled, 9);
     server.shutdown(DEADLINE).await;
-    assert_eq!(recorder.count(), 12);
+    assert_eq!(recorder.count(), 9);
 }
 
 /// Messages with their numbers in the stream.
@@ -324,4 +323,130 @@ async fn a_dropped_connection_gives_its_spool_back() {
     until("the spool is free", || Spool::open(folder.path()).is_ok()).await;
     assert_eq!(recorder.messages(), [b"hello"]);
     assert_eq!(Spool::open(folder.path()).unwrap().recovered(), 0);
+}
+
+#[tokio::test]
+async fn a_spool_with_larger_messages_than_the_maximum_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    Spool::open(folder.path()).unwrap().append([vec![0; 9_000]]).unwrap();
+    let recorder = Recorder::default();
+    let server = serve(&recorder).await;
+    let error = builder().dial_spooled(server.local_address(), Spool::open(folder.path()).unwrap()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfiguration);
+    assert!(error.to_string().contains("9000 bytes, over the maximum of 4096"), "{error}");
+}
+
+#[tokio::test]
+async fn a_copy_that_the_stream_has_overtaken_is_refused_and_stays_so() {
+    let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let recorder = Recorder::default();
+    let server = serve(&recorder).await;
+    let connection = dial(server.local_address(), folder.path());
+    send_all(&connection, &numbered(10)).await;
+    in_time("it is flushed", connection.flush()).await.unwrap();
+    until("that is on disk", || {
+        fs::copy(folder.path().join("spool.redb"), copy.path().join("spool.redb")).unwrap();
+        Spool::open(copy.path()).is_ok_and(|copy| copy.recovered() == 0)
+    })
+    .await;
+    send_all(&connection, &numbered(10)).await;
+    in_time("it is flushed", connection.flush()).await.unwrap();
+    // As a process that is killed: it has not said goodbye.
+    let left = Box::leak(Box::new(connection));
+
+    for round in 0..2 {
+        let mut spool = Spool::open(copy.path()).unwrap();
+        if round == 0 {
+            spool.append(numbered(5)).unwrap();
+            let restored = builder().dial_spooled(server.local_address(), spool).unwrap();
+            in_time("it has given up", restored.closed()).await;
+            assert!(restored.refusal().unwrap().contains("restored"), "{:?}", restored.refusal());
+            assert_eq!(close(restored, DEADLINE).await.in_flight, 5, "nothing is called settled");
+        } else {
+            let error = builder().dial_spooled(server.local_address(), spool).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Spool);
+            assert!(error.to_string().contains("up to message 20"), "{error}");
+        }
+    }
+    assert_eq!(left.stats().settled, 20);
+}
+
+#[tokio::test]
+async fn a_later_start_that_the_receiver_knows_of_shows_that_a_spool_is_a_copy() {
+    let (folder, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let recorder = Recorder::default();
+    let server = serve(&recorder).await;
+    close(dial(server.local_address(), folder.path()), Duration::ZERO).await;
+    fs::copy(folder.path().join("spool.redb"), copy.path().join("spool.redb")).unwrap();
+    close(dial(server.local_address(), folder.path()), Duration::ZERO).await;
+    let connection = dial(server.local_address(), folder.path());
+    connection.send(b"later").await.unwrap();
+    in_time("it is flushed", connection.flush()).await.unwrap();
+
+    let restored = dial(server.local_address(), copy.path());
+    restored.send(b"other").await.unwrap();
+    in_time("it has given up", restored.closed()).await;
+    assert!(restored.refusal().unwrap().contains("restored"), "{:?}", restored.refusal());
+    assert_eq!(recorder.messages(), [b"later"]);
+    close(connection, DEADLINE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn sends_of_many_threads_are_not_refused_while_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let recorder = Recorder::default();
+    let server = serve(&recorder).await;
+    let spool = Spool::open(folder.path()).unwrap();
+    let connection = builder().overflow(Overflow::Fail).dial_spooled(server.local_address(), spool).unwrap();
+    let large = Bytes::from(vec![7; 4_000]);
+    let senders: Vec<_> = (0..4)
+        .map(|_| {
+            let (connection, large) = (connection.clone(), large.clone());
+            tokio::spawn(async move {
+                // More at once than one write takes.
+                let sends = stream::iter(0..2_000).map(|_| connection.send_bytes(large.clone())).buffered(2_000);
+                sends.try_for_each(|_| async { Ok(()) }).await
+            })
+        })
+        .collect();
+    for sender in senders {
+        in_time("all are sent", sender).await.unwrap().unwrap();
+    }
+    in_time("it is flushed", connection.flush()).await.unwrap();
+    assert_eq!(close(connection, DEADLINE).await.settled, 8_000);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_one_message_learns_that_the_connection_is_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = dial(nobody().await, folder.path());
+    let receipt = connection.send(b"hello").await.unwrap();
+    let waiter = tokio::spawn({
+        let connection = connection.clone();
+        async move { connection.settled(receipt).await }
+    });
+    close(connection, Duration::ZERO).await;
+    let error = in_time("it is told", waiter).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    assert!(error.to_string().contains("in the spool"), "{error}");
+}
+
+#[tokio::test]
+async fn failed_messages_that_take_all_the_room_are_told_as_what_is_in_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(|_: &[u8]| Err(HandlerError::rejected(1, "never")));
+    let spool = Spool::builder().max_bytes(3_000).open(folder.path()).unwrap();
+    let connection = builder().dial_spooled(server.local_address(), spool).unwrap();
+    let error = loop {
+        if let Err(error) = in_time("it does not wait", connection.send(&[7; 200])).await {
+            break error;
+        }
+        in_time("it is flushed", connection.flush()).await.unwrap();
+    };
+    assert_eq!(error.kind(), ErrorKind::Full);
+    assert!(error.to_string().contains("failed ones, which can be sent again or dropped"), "{error}");
+    let stats = close(connection, DEADLINE).await;
+    assert_eq!((stats.settled, stats.in_flight), (0, 0));
+    let reopened = Spool::builder().max_bytes(3_000).open(folder.path()).unwrap();
+    assert_eq!(reopened.failed_count(), stats.failed);
 }

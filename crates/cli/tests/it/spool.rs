@@ -230,3 +230,57 @@ fn damage_is_told_and_the_rest_is_sent() {
     assert_eq!(sent.code(), Some(1), "something was lost");
     assert_eq!(listener.end().stdout, b"the first line\nthe third line\n");
 }
+
+#[test]
+fn an_interruption_is_heard_while_the_spool_is_full() {
+    let folder = Folder::new();
+    let spool = text(&folder.path("spool"));
+    let address = free_address("127.0.0.16");
+    let mut sender = Program::start(spooled(&address, &spool, &["--spool-size", "16KiB", "--retry-for", "10m"]));
+    sender.write_all_and_close(&lines(0..20_000));
+    let file = folder.path("spool").join("spool.redb");
+    until(|| fs::metadata(&file).is_ok() && contains(&file, b"1999"));
+    sender.signal(Signal::INT);
+    let ended = sender.end();
+    let [accepted, settled, failed] = account(&ended);
+    assert_eq!(ended.code(), Some(1));
+    assert!(settled == 0 && failed < accepted, "{}", ended.last_line());
+
+    let listener = Program::start(["listen", &address]);
+    listener.address();
+    let drained = send(&address, &spool, &[], b"");
+    assert_eq!(account(&drained), [accepted - failed, accepted - failed, 0]);
+    listener.signal(Signal::TERM);
+    assert!(numbers(&listener.end().stdout).into_iter().eq(0..accepted - failed), "what was kept is the beginning");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_takes_no_more_ends_it_with_an_account_and_loses_nothing() {
+    let folder = Folder::new();
+    let spool = text(&folder.path("spool"));
+    let address = free_address("127.0.0.17");
+    let file = folder.file("lines", &lines(0..200_000));
+    // The file system's answer to a file that grows beyond 1 MiB.
+    let command = r#"trap "" XFSZ; ulimit -f 1024; exec "$@""#;
+    let program = env!("CARGO_BIN_EXE_buffstreams");
+    let arguments = ["-c", command, "sh", program, "send", &address, "--delivery", "acked", "--spool", &spool, &file];
+    let ended = std::process::Command::new("bash").args(arguments).output().unwrap();
+    let errors = String::from_utf8(ended.stderr).unwrap();
+    let last = errors.lines().last().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{last}");
+    assert!(last.starts_with("accepted "), "{last}");
+    assert!(errors.contains(&spool) && errors.contains("too large"), "{}", &errors[..errors.len().min(2_000)]);
+    let count: Vec<u64> = last.split(' ').filter_map(|word| word.trim_end_matches(',').parse().ok()).collect();
+    let (accepted, failed) = (count[0], count[2]);
+    assert!(accepted > failed, "{last}");
+
+    let listener = Program::start(["listen", &address]);
+    listener.address();
+    let drained = send(&address, &spool, &[], b"");
+    assert_eq!(drained.code(), Some(0), "{}", drained.stderr);
+    let resumed = account(&drained)[1];
+    assert!(resumed >= accepted - failed, "all that was accepted: {resumed} of {last}");
+    listener.signal(Signal::TERM);
+    assert!(numbers(&listener.end().stdout).into_iter().eq(0..resumed));
+}

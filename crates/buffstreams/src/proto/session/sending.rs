@@ -66,7 +66,13 @@ pub(crate) enum Heard {
     Draining,
     /// The receiver has forgotten the stream, as it was asked to.
     Forgotten,
+    /// The receiver has heard more of the stream than what is on disk can have sent.
+    Overtaken,
 }
+
+/// Connections of one process have epochs below those of the next, where a stream outlives its process: so many are left
+/// between two.
+pub(crate) const EPOCHS: u64 = 1 << 32;
 
 /// One stream on the side that dials.
 #[derive(Debug)]
@@ -223,10 +229,16 @@ impl Sending {
             }
             (Phase::Greeting | Phase::Open, Control::Refuse(refuse)) => {
                 self.phase = Phase::Over;
-                if refuse.code == RefuseCode::EPOCH {
-                    // The next one shall be higher than whatever the receiver has seen.
-                    self.epoch = self.epoch.max(refuse.detail);
+                if refuse.code != RefuseCode::EPOCH {
+                    return Ok(Heard::Refused(refuse));
                 }
+                if self.stores && refuse.detail / EPOCHS > self.epoch / EPOCHS {
+                    // A later process has sent from a later state of what is on disk.
+                    outbox.note_unsent(outbox.last_number() + 1);
+                    return Ok(Heard::Overtaken);
+                }
+                // The next one shall be higher than whatever the receiver has seen.
+                self.epoch = self.epoch.max(refuse.detail);
                 Ok(Heard::Refused(refuse))
             }
             (Phase::Open, Control::Ack(number)) => {
@@ -245,6 +257,8 @@ impl Sending {
                 self.phase = Phase::Over;
                 Ok(Heard::Forgotten)
             }
+            // Both sides may have said goodbye at the same time.
+            (Phase::Over, Control::Goodbye | Control::Heartbeat) if self.said_goodbye => Ok(Heard::Nothing),
             (Phase::Open, Control::Heartbeat) | (_, Control::Ignorable(_)) => Ok(Heard::Nothing),
             (phase, control) => {
                 let when = match phase {
@@ -266,6 +280,10 @@ impl Sending {
             return Err(Untrue::Behind { number: welcome.dispatched, first: self.first }.into());
         }
         let (from, to) = (outbox.first_number(), outbox.last_number());
+        if self.stores && welcome.dispatched > to {
+            outbox.note_unsent(welcome.dispatched);
+            return Ok(Heard::Overtaken);
+        }
         outbox.resume(welcome.dispatched, usize::try_from(welcome.window).unwrap_or(usize::MAX))?;
         outbox.acked(welcome.committed)?;
         let known = self.state.replace(welcome.state);
@@ -321,7 +339,7 @@ impl Sending {
         }
         if std::mem::take(&mut self.owes_confirmation) {
             Control::ConfirmGoodbye.put(&framing, out);
-        } else if self.is_leaving && !self.said_goodbye && !self.heard_goodbye && outbox.is_resolved() {
+        } else if self.is_leaving && !self.said_goodbye && !self.heard_goodbye && outbox.is_forgettable() {
             self.said_goodbye = true;
             outbox.stop();
             Control::Goodbye.put(&framing, out);

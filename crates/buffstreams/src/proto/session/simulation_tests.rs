@@ -618,6 +618,7 @@ impl World {
                             return self.part(index);
                         }
                         Heard::Draining => self.seen.drained += 1,
+                        Heard::Overtaken => panic!("only one process sends from what it keeps"),
                         Heard::Forgotten => {
                             self.seen.forgotten += 1;
                             sender.is_over = true;
