@@ -179,9 +179,9 @@ impl Outbox {
         self.flight_mut().window = window;
     }
 
-    /// Whether every message is settled or failed.
+    /// Whether every message is settled or failed, and will not be sent again by another process.
     pub(crate) fn is_resolved(&self) -> bool {
-        self.chunks.is_empty() && !self.has_tail() && self.next_number() == self.end()
+        self.chunks.is_empty() && !self.has_tail() && self.is_done_on_disk()
     }
 
     /// As [`wrote`](Outbox::wrote); it settles nothing, and must be told as soon as the stream has taken the bytes, flushed

@@ -25,6 +25,8 @@ pub(super) struct Spooled {
     accepted: u64,
     /// The number that the next message on disk will get.
     end: u64,
+    /// Below this number the disk knows that everything is settled or has failed.
+    done: u64,
     /// How much of the Outbox's own count are numbers that were passed over.
     passed_over: u64,
     /// What the receiver refuses, and has not come.
@@ -41,7 +43,8 @@ impl Outbox {
         let flight = outbox.flight_mut();
         flight.next = end;
         flight.acked = first - 1;
-        let spooled = Spooled { recovered, accepted: 0, end, passed_over: first, refused: BTreeMap::new() };
+        let spooled =
+            Spooled { recovered, accepted: 0, end, done: first, passed_over: first, refused: BTreeMap::new() };
         flight.spooled = Some(Box::new(spooled));
         outbox
     }
@@ -113,6 +116,17 @@ impl Outbox {
     /// The number behind the last message that was accepted, come or not.
     pub(crate) fn end(&self) -> u64 {
         self.spool().map_or(self.accepted, |spooled| spooled.end.max(self.accepted))
+    }
+
+    /// That everything [below this number](Self::done_below) is settled or has failed is on disk.
+    pub(crate) fn note_done(&mut self, number: u64) {
+        self.spool_mut().done = number;
+    }
+
+    /// Whether the disk knows what became of everything. Until then, another process may send some of it again, so the
+    /// receiver must not forget it.
+    pub(super) fn is_done_on_disk(&self) -> bool {
+        self.spool().is_none_or(|spooled| spooled.done == spooled.end)
     }
 
     /// Everything below this number is settled, or was taken from here as failed: the spool need not keep it.

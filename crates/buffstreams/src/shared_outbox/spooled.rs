@@ -91,9 +91,10 @@ impl SharedOutbox {
         self.lock().outbox.done_below()
     }
 
-    /// That these messages have failed is on disk.
-    pub(crate) fn note_stored(&self, failed: &[FailedMessage]) {
+    /// That these messages have failed is on disk, and that nothing is unknown of any below this number.
+    pub(crate) fn note_stored(&self, failed: &[FailedMessage], done: u64) {
         let mut state = self.lock();
+        state.outbox.note_done(done);
         if let Some(sending) = &mut state.sending {
             failed.iter().for_each(|failed| sending.stored(failed.number));
         }

@@ -280,10 +280,10 @@ impl Keeper {
             if is_news && let Err(error) = self.with_store(|store| store.commit(&turn.change, turn.state)) {
                 return self.broke(&error);
             }
-            let is_last = turn.is_last;
+            let (is_last, done) = (turn.is_last, turn.state.done);
             self.take_in(turn);
-            if !failed.is_empty() {
-                self.outbox.note_stored(&failed);
+            if is_news {
+                self.outbox.note_stored(&failed, done);
                 failed.drain(..).for_each(|failed| owner.tell(failed, &log));
             }
             if is_last {

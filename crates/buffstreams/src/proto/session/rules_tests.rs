@@ -50,6 +50,37 @@ impl Dialled {
         Dialled { sending, outbox, now }
     }
 
+    /// A sender whose messages come from a spool; those on disk have numbers from `first` to below `end`.
+    fn spooled(first: u64, end: u64) -> Dialled {
+        let now = Instant::now();
+        let mut outbox = Outbox::spooled(framing(), 1_000, first, end, end - first);
+        let mut sending = Sending::new(StreamId([7; 16]), 4, dialled_ask());
+        sending.connect(&mut outbox, now).unwrap();
+        Dialled { sending, outbox, now }
+    }
+
+    fn feed(&mut self, messages: &[&'static [u8]]) {
+        for message in messages {
+            self.outbox.push_spooled(Bytes::from_static(message), self.now);
+        }
+    }
+
+    /// Everything that may be is written; returns it.
+    fn write(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.sending.controls(&mut self.outbox, self.now, &mut out);
+        let mut buffers = VecDeque::new();
+        self.outbox.hand_control(out, &mut buffers);
+        self.outbox.hand(usize::MAX, &mut buffers);
+        self.outbox.wrote(buffers.iter().map(Bytes::len).sum());
+        buffers.iter().flatten().copied().collect()
+    }
+
+    fn reconnect(&mut self) {
+        self.sending.part(&mut self.outbox);
+        self.sending.connect(&mut self.outbox, self.now).unwrap();
+    }
+
     fn welcomed(written: usize) -> Dialled {
         let mut dialled = Dialled::greeting();
         dialled.hear(welcome(0, 0)).unwrap();
@@ -461,4 +492,24 @@ fn no_more_messages_are_begun_than_may_be_rejected_without_a_confirmation() {
     streams.control(&mut receiving, Control::ConfirmReject(5)).unwrap();
     let Begun::Turn(turn) = streams.begin(&receiving) else { panic!("there is room for one") };
     streams.end(turn);
+}
+
+fn frames(controls: &[Control], messages: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    controls.iter().for_each(|control| control.put(&framing(), &mut bytes));
+    messages.iter().for_each(|message| framing().encode(message, &mut bytes).unwrap());
+    bytes
+}
+
+#[test]
+fn a_receiver_is_not_asked_to_forget_a_stream_before_the_disk_knows_that_all_is_done() {
+    let mut dialled = Dialled::spooled(1, 2);
+    dialled.hear(welcome(0, 0)).unwrap();
+    dialled.feed(&[b"one"]);
+    assert_eq!(dialled.write(), frames(&[], &[b"one"]));
+    dialled.hear(Control::Ack(1)).unwrap();
+    dialled.sending.leave();
+    assert_eq!(dialled.write(), [], "a process that begins now would send it again");
+    dialled.outbox.note_done(2);
+    assert_eq!(dialled.write(), frames(&[Control::Goodbye], &[]));
 }
