@@ -72,13 +72,15 @@ impl Outbox {
     pub(crate) fn push_spooled(&mut self, message: Bytes, now: Instant) -> bool {
         let number = self.accepted;
         debug_assert!(number < self.end(), "only what was noted can come");
-        if number <= self.flight().acked {
+        let rejection = self.spool_mut().refused.remove(&number);
+        // An acknowledgement stands for rejects, too.
+        if rejection.is_none() && number <= self.flight().acked {
             self.accepted += 1;
             self.settled_count += 1;
             return false;
         }
         self.push_bytes(message, None, || now);
-        let Some(rejection) = self.spool_mut().refused.remove(&number) else { return true };
+        let Some(rejection) = rejection else { return true };
         self.close_tail();
         let mut before = self.chunks.pop_back().expect("it was just pushed");
         let refused = before.split_last(&self.framing);

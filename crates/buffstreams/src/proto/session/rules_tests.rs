@@ -513,3 +513,17 @@ fn a_receiver_is_not_asked_to_forget_a_stream_before_the_disk_knows_that_all_is_
     dialled.outbox.note_done(2);
     assert_eq!(dialled.write(), frames(&[Control::Goodbye], &[]));
 }
+
+#[test]
+fn a_message_that_was_rejected_before_it_came_from_disk_has_failed_also_when_an_acknowledgement_stands_for_it() {
+    let mut dialled = Dialled::spooled(1, 4);
+    dialled.hear(Control::Reject(2, rejection())).unwrap();
+    dialled.hear(welcome(3, 3)).unwrap();
+    dialled.feed(&[b"one", b"two", b"six"]);
+    let tally = dialled.outbox.tally();
+    assert_eq!((tally.settled, tally.failed, tally.in_flight), (2, 1, 0));
+    assert_eq!(dialled.outbox.done_below(), 2, "nobody has taken it");
+    let failed = dialled.outbox.take_failed().expect("it was rejected");
+    assert_eq!((failed.number, &failed.message[..], failed.rejection), (2, &b"two"[..], Some(rejection())));
+    assert_eq!(dialled.outbox.done_below(), 4);
+}
