@@ -42,7 +42,6 @@ impl Outbox {
         outbox.accepted = first;
         let flight = outbox.flight_mut();
         flight.next = end;
-        flight.acked = first - 1;
         let spooled =
             Spooled { recovered, accepted: 0, end, done: first, passed_over: first, refused: BTreeMap::new() };
         flight.spooled = Some(Box::new(spooled));

@@ -527,3 +527,14 @@ fn a_message_that_was_rejected_before_it_came_from_disk_has_failed_also_when_an_
     assert_eq!((failed.number, &failed.message[..], failed.rejection), (2, &b"two"[..], Some(rejection())));
     assert_eq!(dialled.outbox.done_below(), 4);
 }
+
+#[test]
+fn a_process_that_begins_takes_nothing_as_acknowledged_that_it_has_not_heard() {
+    // The fourth to the seventh are damaged on disk, and the handler of an older connection still has them.
+    let mut dialled = Dialled::spooled(8, 9);
+    assert_eq!(dialled.hear(welcome(7, 3)), Ok(Heard::Welcomed { lost: None }));
+    dialled.feed(&[b"one"]);
+    assert_eq!(dialled.write(), frames(&[], &[b"one"]));
+    assert_eq!(dialled.hear(Control::Ack(5)), Ok(Heard::Nothing));
+    assert_eq!(dialled.hear(Control::Ack(8)), Ok(Heard::Resolved));
+}
