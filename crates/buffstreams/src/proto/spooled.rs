@@ -9,7 +9,8 @@
 
 #![cfg_attr(not(feature = "spool"), allow(dead_code))]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -31,6 +32,8 @@ pub(super) struct Spooled {
     passed_over: u64,
     /// What the receiver refuses, and has not come.
     refused: BTreeMap<u64, Rejection>,
+    /// What the receiver refuses, come or not, while the disk does not know that.
+    unstored: BTreeSet<u64>,
 }
 
 impl Outbox {
@@ -42,8 +45,15 @@ impl Outbox {
         outbox.accepted = first;
         let flight = outbox.flight_mut();
         flight.next = end;
-        let spooled =
-            Spooled { recovered, accepted: 0, end, done: first, passed_over: first, refused: BTreeMap::new() };
+        let spooled = Spooled {
+            recovered,
+            accepted: 0,
+            end,
+            done: first,
+            passed_over: first,
+            refused: BTreeMap::new(),
+            unstored: BTreeSet::new(),
+        };
         flight.spooled = Some(Box::new(spooled));
         outbox
     }
@@ -105,11 +115,44 @@ impl Outbox {
         std::mem::replace(&mut spooled.refused, still).into_keys().collect()
     }
 
+    /// The receiver refuses a message whose fate was not known; the disk does not know yet.
+    pub(super) fn note_refused(&mut self, number: u64) {
+        if self.is_spooled() {
+            self.spool_mut().unstored.insert(number);
+        }
+    }
+
+    /// That a message was refused is on disk.
+    pub(super) fn note_stored(&mut self, number: u64) {
+        self.spool_mut().unstored.remove(&number);
+    }
+
+    /// Whether the receiver has refused this message, and the disk does not know.
+    pub(super) fn is_unstored(&self, number: u64) -> bool {
+        self.spool().is_some_and(|spooled| spooled.unstored.contains(&number))
+    }
+
+    /// The lowest number that the receiver must not think of as never to come. `open` is the first in the queue.
+    ///
+    /// If it forgot a reject that is not on disk and this process died, the next one would send that message again: the
+    /// receiver must not then count it as finished.
+    pub(super) fn first_spooled(&self, open: u64) -> u64 {
+        let unstored = self.spool().and_then(|spooled| spooled.unstored.first().copied());
+        let open = open.max(self.flight().acked + 1);
+        unstored.map_or(open, |unstored| unstored.min(open))
+    }
+
+    /// Whether what lies before a message may be skipped: all that was refused of it is on disk.
+    pub(super) fn may_skip(&self, numbers: Range<u64>) -> bool {
+        self.spool().is_none_or(|spooled| spooled.unstored.range(numbers).next().is_none())
+    }
+
     /// The receiver refuses a message that is not in the queue. Returns whether it is still to come.
     pub(super) fn refused_ahead(&mut self, number: u64, rejection: Rejection) -> bool {
         let is_to_come = self.is_spooled() && number >= self.accepted;
         if is_to_come {
             self.spool_mut().refused.insert(number, rejection);
+            self.note_refused(number);
         }
         is_to_come
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Claim, Head, Overflow, Phase, Refusing, SharedOutbox};
+use super::{Claim, Head, Overflow, Phase, Refusing, SharedOutbox, State};
 use crate::error::Result;
 use crate::proto::outbox::{FailedMessage, Outbox};
 use crate::proto::session::sending::Sending;
@@ -15,7 +15,7 @@ impl SharedOutbox {
     /// For messages that come from a spool: `recovered` of them are there, numbered from `first` to below `end`.
     pub(crate) fn spooled(sending: Sending, limit: usize, first: u64, end: u64, recovered: u64) -> Arc<Self> {
         let outbox = Outbox::spooled(sending.session_framing(), limit, first, end, recovered);
-        SharedOutbox::build(outbox, Overflow::Wait, None, Some(Box::new(sending.storing())), false)
+        SharedOutbox::build(outbox, Overflow::Wait, None, Some(Box::new(sending)), false)
     }
 
     /// That a message of this length may come into the spool.
@@ -74,9 +74,10 @@ impl SharedOutbox {
     /// Messages below this number that have not come from disk never will: their fate is known there.
     pub(crate) fn pass_over(&self, number: u64) {
         let mut state = self.lock();
-        for refused in state.outbox.pass_over(number) {
-            if let Some(sending) = &mut state.sending {
-                sending.stored(refused);
+        let State { sending, outbox, .. } = &mut *state;
+        for refused in outbox.pass_over(number) {
+            if let Some(sending) = sending {
+                sending.stored(refused, outbox);
             }
         }
         // Whoever waits for all, may have waited for just these.
@@ -95,8 +96,9 @@ impl SharedOutbox {
     pub(crate) fn note_stored(&self, failed: &[FailedMessage], done: u64) {
         let mut state = self.lock();
         state.outbox.note_done(done);
-        if let Some(sending) = &mut state.sending {
-            failed.iter().for_each(|failed| sending.stored(failed.number));
+        let State { sending, outbox, .. } = &mut *state;
+        if let Some(sending) = sending {
+            failed.iter().for_each(|failed| sending.stored(failed.number, outbox));
         }
         let waker = state.task.clone();
         drop(state);

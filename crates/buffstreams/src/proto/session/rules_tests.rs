@@ -538,3 +538,49 @@ fn a_process_that_begins_takes_nothing_as_acknowledged_that_it_has_not_heard() {
     assert_eq!(dialled.hear(Control::Ack(5)), Ok(Heard::Nothing));
     assert_eq!(dialled.hear(Control::Ack(8)), Ok(Heard::Resolved));
 }
+
+#[test]
+fn a_reject_is_confirmed_when_it_is_on_disk_and_only_to_a_receiver_that_still_knows_of_it() {
+    let mut dialled = Dialled::spooled(1, 2);
+    dialled.feed(&[b"one"]);
+    dialled.hear(welcome(0, 0)).unwrap();
+    assert_eq!(dialled.write(), frames(&[], &[b"one"]));
+    assert_eq!(dialled.hear(Control::Reject(1, rejection())), Ok(Heard::Resolved));
+    assert_eq!(dialled.write(), []);
+    for knows in [true, false] {
+        dialled.reconnect();
+        if knows {
+            assert_eq!(dialled.hear(Control::Reject(1, rejection())), Ok(Heard::Nothing));
+        }
+        dialled.hear(welcome(1, 1)).unwrap();
+        assert_eq!(dialled.write(), [], "a process that begins now must hear of it again");
+    }
+    dialled.sending.stored(1, &mut dialled.outbox);
+    assert_eq!(dialled.write(), [], "it would not know what is confirmed");
+    dialled.reconnect();
+    dialled.hear(Control::Reject(1, rejection())).unwrap();
+    dialled.hear(welcome(1, 1)).unwrap();
+    assert_eq!(dialled.write(), frames(&[Control::ConfirmReject(1)], &[]));
+}
+
+#[test]
+fn a_receiver_is_not_told_to_pass_over_a_rejected_message_before_that_is_on_disk() {
+    let mut dialled = Dialled::spooled(1, 4);
+    dialled.feed(&[b"one", b"two", b"six"]);
+    dialled.hear(welcome(0, 0)).unwrap();
+    dialled.write();
+    dialled.hear(Control::Reject(2, rejection())).unwrap();
+    dialled.hear(Control::Ack(2)).unwrap();
+    dialled.reconnect();
+    assert_eq!(dialled.outbox.first_number(), 2, "this process may be the last to know that it was rejected");
+    // The receiver was restarted, and knows nothing.
+    assert_eq!(dialled.hear(welcome(1, 1)), Ok(Heard::Welcomed { lost: None }));
+    assert_eq!(dialled.write(), []);
+    dialled.sending.stored(2, &mut dialled.outbox);
+    assert_eq!(dialled.write(), frames(&[Control::Skip(3)], &[b"six"]));
+    dialled.hear(Control::Ack(3)).unwrap();
+    let tally = dialled.outbox.tally();
+    assert_eq!((tally.settled, tally.failed), (2, 1));
+    dialled.reconnect();
+    assert_eq!(dialled.outbox.first_number(), 4);
+}
