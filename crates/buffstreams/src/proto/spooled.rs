@@ -138,7 +138,6 @@ impl Outbox {
     /// receiver must not then count it as finished.
     pub(super) fn first_spooled(&self, open: u64) -> u64 {
         let unstored = self.spool().and_then(|spooled| spooled.unstored.first().copied());
-        let open = open.max(self.flight().acked + 1);
         unstored.map_or(open, |unstored| unstored.min(open))
     }
 

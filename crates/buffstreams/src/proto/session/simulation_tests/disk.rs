@@ -33,8 +33,10 @@ pub(super) struct Spool {
     /// Failed, and not taken from the Outbox.
     waiting: BTreeSet<u64>,
     was_welcomed: bool,
-    /// Its disk is slow, so that the receiver speaks of messages which have not come.
+    /// It reads slowly, so that the receiver speaks of messages which have not come.
     is_slow: bool,
+    /// It writes slowly, so that much happens before what was heard is on disk.
+    writes_slowly: bool,
     // Of all processes.
     /// Up to here, a process that died was acknowledged.
     acked: u64,
@@ -114,7 +116,9 @@ impl Spool {
         let bytes: usize = come().map(frame).sum();
         assert_eq!(bytes, tally.in_flight_bytes);
         assert!(bytes <= outbox.limit() || come().count() == 1);
-        assert!(outbox.done_below() <= sender.unresolved.first().map_or(self.noted, |receipt| receipt + 1));
+        let unknown = sender.unresolved.first().map(|receipt| receipt + 1);
+        let least = unknown.into_iter().chain(self.waiting.first().copied()).min().unwrap_or(self.noted);
+        assert!(outbox.done_below() <= least, "the fate of {least} is not known to the disk");
     }
 }
 
@@ -152,9 +156,10 @@ impl World {
         if sender.is_over && spool.turn.is_none() && self.rng.u8(..8) == 0 {
             return self.die(index);
         }
-        let is_slow = spool.is_slow;
+        let Spool { is_slow, writes_slowly, .. } = *spool;
         match self.rng.u8(..24) {
-            0..8 => self.keep(index),
+            0 => self.keep(index),
+            1..8 if !writes_slowly => self.keep(index),
             8 => {
                 self.feed(index);
             }
@@ -298,7 +303,7 @@ impl World {
         let memory = rng.usize(0..6 * *maximum);
         let (outbox, sending) = spool.begin(stream_id(index), end - 1, &sender.ask, memory);
         (sender.outbox, sender.sending) = (outbox, sending);
-        spool.is_slow = rng.bool();
+        (spool.is_slow, spool.writes_slowly) = (rng.bool(), rng.bool());
         seen.recovered += spool.recovered;
         sender.buffers.clear();
         (sender.window, sender.resumed_with, sender.dispatched) = (0, 0, 0);
