@@ -191,3 +191,7 @@ impl Outbox {
         Tally { recovered, accepted, in_flight: tally.in_flight + (recovered + accepted - come), ..tally }
     }
 }
+
+#[cfg(test)]
+#[path = "spooled_tests.rs"]
+mod tests;
