@@ -85,8 +85,16 @@ impl Outbox {
 
     /// The lowest number that may still be written: everything before is acknowledged, rejected or given up.
     pub(crate) fn first_number(&self) -> u64 {
-        let unnumbered = if self.is_spooled() { self.resolved_to() } else { self.flight().next };
+        if self.is_spooled() {
+            return self.first_spooled(self.resolved_to());
+        }
+        let unnumbered = self.flight().next;
         self.chunks.front().map(|chunk| chunk.session).filter(|number| *number != 0).unwrap_or(unnumbered)
+    }
+
+    /// Up to here, everything was acknowledged.
+    pub(super) fn acked_to(&self) -> u64 {
+        self.flight().acked
     }
 
     /// The highest number that was given to a message, or 0.
@@ -128,6 +136,11 @@ impl Outbox {
                 continue;
             }
             let Some(chunk) = self.chunks.get_mut(handed) else { return };
+            let first = chunk.session;
+            if first > expected && !self.may_skip(expected..first) {
+                return;
+            }
+            let chunk = &mut self.chunks[handed];
             if chunk.len() > room {
                 let (count, bytes) = chunk.front(&framing, |_, place| place.end <= room);
                 if count == 0 {
@@ -179,9 +192,9 @@ impl Outbox {
         self.flight_mut().window = window;
     }
 
-    /// Whether every message is settled or failed.
+    /// Whether every message is settled or failed, and will not be sent again by another process.
     pub(crate) fn is_resolved(&self) -> bool {
-        self.chunks.is_empty() && !self.has_tail() && self.next_number() == self.end()
+        self.chunks.is_empty() && !self.has_tail() && self.is_done_on_disk()
     }
 
     /// As [`wrote`](Outbox::wrote); it settles nothing, and must be told as soon as the stream has taken the bytes, flushed
@@ -361,6 +374,7 @@ impl Outbox {
             self.handed = self.handed - 1 + pieces;
         }
         self.leave_window(refused.len(), refused.at, was_handed);
+        self.note_refused(number);
         self.fail_as(refused, FailedReason::Rejected, Some(rejection), now);
         Ok(true)
     }

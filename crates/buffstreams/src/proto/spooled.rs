@@ -9,7 +9,8 @@
 
 #![cfg_attr(not(feature = "spool"), allow(dead_code))]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -25,12 +26,14 @@ pub(super) struct Spooled {
     accepted: u64,
     /// The number that the next message on disk will get.
     end: u64,
+    /// Below this number the disk knows that everything is settled or has failed.
+    done: u64,
     /// How much of the Outbox's own count are numbers that were passed over.
     passed_over: u64,
     /// What the receiver refuses, and has not come.
     refused: BTreeMap<u64, Rejection>,
-    /// Below this number everything is known on disk to be settled or failed.
-    done: u64,
+    /// What the receiver refuses, come or not, while the disk does not know that.
+    unstored: BTreeSet<u64>,
     /// The receiver claims to have this message, which was never sent from here.
     unsent: Option<u64>,
 }
@@ -44,14 +47,14 @@ impl Outbox {
         outbox.accepted = first;
         let flight = outbox.flight_mut();
         flight.next = end;
-        flight.acked = first - 1;
         let spooled = Spooled {
             recovered,
             accepted: 0,
             end,
+            done: first,
             passed_over: first,
             refused: BTreeMap::new(),
-            done: first,
+            unstored: BTreeSet::new(),
             unsent: None,
         };
         flight.spooled = Some(Box::new(spooled));
@@ -77,16 +80,6 @@ impl Outbox {
         spooled.end += count;
     }
 
-    /// It is on disk that everything below this number is settled or failed.
-    pub(crate) fn note_done(&mut self, done: u64) {
-        self.spool_mut().done = done;
-    }
-
-    /// Whether the receiver may forget the stream: all is resolved, and that is known wherever messages are kept.
-    pub(crate) fn is_forgettable(&self) -> bool {
-        self.is_resolved() && self.spool().is_none_or(|spooled| spooled.done >= spooled.end)
-    }
-
     /// The receiver claims to have a message that was never sent from here.
     pub(crate) fn note_unsent(&mut self, number: u64) {
         if self.is_spooled() {
@@ -103,13 +96,15 @@ impl Outbox {
     pub(crate) fn push_spooled(&mut self, message: Bytes, now: Instant) -> bool {
         let number = self.accepted;
         debug_assert!(number < self.end(), "only what was noted can come");
-        if number <= self.flight().acked {
+        let rejection = self.spool_mut().refused.remove(&number);
+        // An acknowledgement stands for rejects, too.
+        if rejection.is_none() && number <= self.flight().acked {
             self.accepted += 1;
             self.settled_count += 1;
             return false;
         }
         self.push_bytes(message, None, || now);
-        let Some(rejection) = self.spool_mut().refused.remove(&number) else { return true };
+        let Some(rejection) = rejection else { return true };
         self.close_tail();
         let mut before = self.chunks.pop_back().expect("it was just pushed");
         let refused = before.split_last(&self.framing);
@@ -135,11 +130,43 @@ impl Outbox {
         std::mem::replace(&mut spooled.refused, still).into_keys().collect()
     }
 
+    /// The receiver refuses a message whose fate was not known; the disk does not know yet.
+    pub(super) fn note_refused(&mut self, number: u64) {
+        if self.is_spooled() {
+            self.spool_mut().unstored.insert(number);
+        }
+    }
+
+    /// That a message was refused is on disk.
+    pub(super) fn note_stored(&mut self, number: u64) {
+        self.spool_mut().unstored.remove(&number);
+    }
+
+    /// Whether the receiver has refused this message, and the disk does not know.
+    pub(super) fn is_unstored(&self, number: u64) -> bool {
+        self.spool().is_some_and(|spooled| spooled.unstored.contains(&number))
+    }
+
+    /// The lowest number that the receiver must not think of as never to come. `open` is the first in the queue.
+    ///
+    /// If it forgot a reject that is not on disk and this process died, the next one would send that message again: the
+    /// receiver must not then count it as finished.
+    pub(super) fn first_spooled(&self, open: u64) -> u64 {
+        let unstored = self.spool().and_then(|spooled| spooled.unstored.first().copied());
+        unstored.map_or(open, |unstored| unstored.min(open))
+    }
+
+    /// Whether what lies before a message may be skipped: all that was refused of it is on disk.
+    pub(super) fn may_skip(&self, numbers: Range<u64>) -> bool {
+        self.spool().is_none_or(|spooled| spooled.unstored.range(numbers).next().is_none())
+    }
+
     /// The receiver refuses a message that is not in the queue. Returns whether it is still to come.
     pub(super) fn refused_ahead(&mut self, number: u64, rejection: Rejection) -> bool {
         let is_to_come = self.is_spooled() && number >= self.accepted;
         if is_to_come {
             self.spool_mut().refused.insert(number, rejection);
+            self.note_refused(number);
         }
         is_to_come
     }
@@ -147,6 +174,17 @@ impl Outbox {
     /// The number behind the last message that was accepted, come or not.
     pub(crate) fn end(&self) -> u64 {
         self.spool().map_or(self.accepted, |spooled| spooled.end.max(self.accepted))
+    }
+
+    /// That everything [below this number](Self::done_below) is settled or has failed is on disk.
+    pub(crate) fn note_done(&mut self, number: u64) {
+        self.spool_mut().done = number;
+    }
+
+    /// Whether the disk knows what became of everything. Until then, another process may send some of it again, so the
+    /// receiver must not forget it.
+    pub(super) fn is_done_on_disk(&self) -> bool {
+        self.spool().is_none_or(|spooled| spooled.done == spooled.end)
     }
 
     /// Everything below this number is settled, or was taken from here as failed: the spool need not keep it.
@@ -168,3 +206,7 @@ impl Outbox {
         Tally { recovered, accepted, in_flight: tally.in_flight + (recovered + accepted - come), ..tally }
     }
 }
+
+#[cfg(test)]
+#[path = "spooled_tests.rs"]
+mod tests;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Claim, Head, Overflow, Phase, Refusing, SharedOutbox};
+use super::{Claim, Head, Overflow, Phase, Refusing, SharedOutbox, State};
 use crate::error::Result;
 use crate::proto::outbox::{FailedMessage, Outbox};
 use crate::proto::session::sending::Sending;
@@ -15,7 +15,7 @@ impl SharedOutbox {
     /// For messages that come from a spool: `recovered` of them are there, numbered from `first` to below `end`.
     pub(crate) fn spooled(sending: Sending, limit: usize, first: u64, end: u64, recovered: u64) -> Arc<Self> {
         let outbox = Outbox::spooled(sending.session_framing(), limit, first, end, recovered);
-        SharedOutbox::build(outbox, Overflow::Wait, None, Some(Box::new(sending.storing())), false)
+        SharedOutbox::build(outbox, Overflow::Wait, None, Some(Box::new(sending)), false)
     }
 
     /// That a message of this length may come into the spool.
@@ -82,9 +82,10 @@ impl SharedOutbox {
         if number <= state.outbox.next_number() {
             return;
         }
-        for refused in state.outbox.pass_over(number) {
-            if let Some(sending) = &mut state.sending {
-                sending.stored(refused);
+        let State { sending, outbox, .. } = &mut *state;
+        for refused in outbox.pass_over(number) {
+            if let Some(sending) = sending {
+                sending.stored(refused, outbox);
             }
         }
         // Whoever waits for all, may have waited for just these.
@@ -99,12 +100,13 @@ impl SharedOutbox {
         self.lock().outbox.done_below()
     }
 
-    /// It is on disk that everything below `done` is settled or failed, and that these messages have failed.
-    pub(crate) fn note_stored(&self, done: u64, failed: &[FailedMessage]) {
+    /// That these messages have failed is on disk, and that nothing is unknown of any below this number.
+    pub(crate) fn note_stored(&self, failed: &[FailedMessage], done: u64) {
         let mut state = self.lock();
         state.outbox.note_done(done);
-        if let Some(sending) = &mut state.sending {
-            failed.iter().for_each(|failed| sending.stored(failed.number));
+        let State { sending, outbox, .. } = &mut *state;
+        if let Some(sending) = sending {
+            failed.iter().for_each(|failed| sending.stored(failed.number, outbox));
         }
         // There may be something to confirm, or the last goodbye to say.
         let is_worth_it = !failed.is_empty() || matches!(state.phase, Phase::Closing(_));

@@ -330,7 +330,7 @@ impl Keeper {
             let (is_last, done) = (turn.is_last, turn.state.done);
             self.take_in(turn);
             if is_news {
-                self.outbox.note_stored(done, &failed);
+                self.outbox.note_stored(&failed, done);
             }
             failed.drain(..).for_each(|failed| owner.tell(failed, &log));
             if is_last {

@@ -50,6 +50,37 @@ impl Dialled {
         Dialled { sending, outbox, now }
     }
 
+    /// A sender whose messages come from a spool; those on disk have numbers from `first` to below `end`.
+    fn spooled(first: u64, end: u64) -> Dialled {
+        let now = Instant::now();
+        let mut outbox = Outbox::spooled(framing(), 1_000, first, end, end - first);
+        let mut sending = Sending::new(StreamId([7; 16]), 4, dialled_ask());
+        sending.connect(&mut outbox, now).unwrap();
+        Dialled { sending, outbox, now }
+    }
+
+    fn feed(&mut self, messages: &[&'static [u8]]) {
+        for message in messages {
+            self.outbox.push_spooled(Bytes::from_static(message), self.now);
+        }
+    }
+
+    /// Everything that may be is written; returns it.
+    fn write(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.sending.controls(&mut self.outbox, self.now, &mut out);
+        let mut buffers = VecDeque::new();
+        self.outbox.hand_control(out, &mut buffers);
+        self.outbox.hand(usize::MAX, &mut buffers);
+        self.outbox.wrote(buffers.iter().map(Bytes::len).sum());
+        buffers.iter().flatten().copied().collect()
+    }
+
+    fn reconnect(&mut self) {
+        self.sending.part(&mut self.outbox);
+        self.sending.connect(&mut self.outbox, self.now).unwrap();
+    }
+
     fn welcomed(written: usize) -> Dialled {
         let mut dialled = Dialled::greeting();
         dialled.hear(welcome(0, 0)).unwrap();
@@ -480,4 +511,95 @@ fn no_more_messages_are_begun_than_may_be_rejected_without_a_confirmation() {
     streams.control(&mut receiving, Control::ConfirmReject(5)).unwrap();
     let Begun::Turn(turn) = streams.begin(&receiving) else { panic!("there is room for one") };
     streams.end(turn);
+}
+
+fn frames(controls: &[Control], messages: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    controls.iter().for_each(|control| control.put(&framing(), &mut bytes));
+    messages.iter().for_each(|message| framing().encode(message, &mut bytes).unwrap());
+    bytes
+}
+
+#[test]
+fn a_receiver_is_not_asked_to_forget_a_stream_before_the_disk_knows_that_all_is_done() {
+    let mut dialled = Dialled::spooled(1, 2);
+    dialled.hear(welcome(0, 0)).unwrap();
+    dialled.feed(&[b"one"]);
+    assert_eq!(dialled.write(), frames(&[], &[b"one"]));
+    dialled.hear(Control::Ack(1)).unwrap();
+    dialled.sending.leave();
+    assert_eq!(dialled.write(), [], "a process that begins now would send it again");
+    dialled.outbox.note_done(2);
+    assert_eq!(dialled.write(), frames(&[Control::Goodbye], &[]));
+}
+
+#[test]
+fn a_message_that_was_rejected_before_it_came_from_disk_has_failed_also_when_an_acknowledgement_stands_for_it() {
+    let mut dialled = Dialled::spooled(1, 4);
+    dialled.hear(Control::Reject(2, rejection())).unwrap();
+    dialled.hear(welcome(3, 3)).unwrap();
+    dialled.feed(&[b"one", b"two", b"six"]);
+    let tally = dialled.outbox.tally();
+    assert_eq!((tally.settled, tally.failed, tally.in_flight), (2, 1, 0));
+    assert_eq!(dialled.outbox.done_below(), 2, "nobody has taken it");
+    let failed = dialled.outbox.take_failed().expect("it was rejected");
+    assert_eq!((failed.number, &failed.message[..], failed.rejection), (2, &b"two"[..], Some(rejection())));
+    assert_eq!(dialled.outbox.done_below(), 4);
+}
+
+#[test]
+fn a_process_that_begins_takes_nothing_as_acknowledged_that_it_has_not_heard() {
+    // The fourth to the seventh are damaged on disk, and the handler of an older connection still has them.
+    let mut dialled = Dialled::spooled(8, 9);
+    assert_eq!(dialled.hear(welcome(7, 3)), Ok(Heard::Welcomed { lost: None }));
+    dialled.feed(&[b"one"]);
+    assert_eq!(dialled.write(), frames(&[], &[b"one"]));
+    assert_eq!(dialled.hear(Control::Ack(5)), Ok(Heard::Nothing));
+    assert_eq!(dialled.hear(Control::Ack(8)), Ok(Heard::Resolved));
+}
+
+#[test]
+fn a_reject_is_confirmed_when_it_is_on_disk_and_only_to_a_receiver_that_still_knows_of_it() {
+    let mut dialled = Dialled::spooled(1, 2);
+    dialled.feed(&[b"one"]);
+    dialled.hear(welcome(0, 0)).unwrap();
+    assert_eq!(dialled.write(), frames(&[], &[b"one"]));
+    assert_eq!(dialled.hear(Control::Reject(1, rejection())), Ok(Heard::Resolved));
+    assert_eq!(dialled.write(), []);
+    for knows in [true, false] {
+        dialled.reconnect();
+        if knows {
+            assert_eq!(dialled.hear(Control::Reject(1, rejection())), Ok(Heard::Nothing));
+        }
+        dialled.hear(welcome(1, 1)).unwrap();
+        assert_eq!(dialled.write(), [], "a process that begins now must hear of it again");
+    }
+    dialled.sending.stored(1, &mut dialled.outbox);
+    assert_eq!(dialled.write(), [], "it would not know what is confirmed");
+    dialled.reconnect();
+    dialled.hear(Control::Reject(1, rejection())).unwrap();
+    dialled.hear(welcome(1, 1)).unwrap();
+    assert_eq!(dialled.write(), frames(&[Control::ConfirmReject(1)], &[]));
+}
+
+#[test]
+fn a_receiver_is_not_told_to_pass_over_a_rejected_message_before_that_is_on_disk() {
+    let mut dialled = Dialled::spooled(1, 4);
+    dialled.feed(&[b"one", b"two", b"six"]);
+    dialled.hear(welcome(0, 0)).unwrap();
+    dialled.write();
+    dialled.hear(Control::Reject(2, rejection())).unwrap();
+    dialled.hear(Control::Ack(2)).unwrap();
+    dialled.reconnect();
+    assert_eq!(dialled.outbox.first_number(), 2, "this process may be the last to know that it was rejected");
+    // The receiver was restarted, and knows nothing.
+    assert_eq!(dialled.hear(welcome(1, 1)), Ok(Heard::Welcomed { lost: None }));
+    assert_eq!(dialled.write(), []);
+    dialled.sending.stored(2, &mut dialled.outbox);
+    assert_eq!(dialled.write(), frames(&[Control::Skip(3)], &[b"six"]));
+    dialled.hear(Control::Ack(3)).unwrap();
+    let tally = dialled.outbox.tally();
+    assert_eq!((tally.settled, tally.failed), (2, 1));
+    dialled.reconnect();
+    assert_eq!(dialled.outbox.first_number(), 4);
 }

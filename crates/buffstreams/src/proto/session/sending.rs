@@ -87,8 +87,7 @@ pub(crate) struct Sending {
     first: u64,
     /// Rejects to confirm.
     confirms: BTreeSet<u64>,
-    /// Whether a reject is confirmed only when the failure is [on disk](Self::stored), and those for which it is not.
-    stores: bool,
+    /// Rejects that were heard on the connection at hand, to confirm when they are [on disk](Self::stored).
     unstored: BTreeSet<u64>,
     /// Replies that came, that were handled, and that the receiver was told of, on the connection at hand.
     replies: u64,
@@ -114,7 +113,6 @@ impl Sending {
             phase: Phase::Apart,
             first: 1,
             confirms: BTreeSet::new(),
-            stores: false,
             unstored: BTreeSet::new(),
             replies: 0,
             replies_taken: 0,
@@ -127,16 +125,11 @@ impl Sending {
         }
     }
 
-    /// The same, for messages on disk: that one was rejected is confirmed only when that is on disk too.
-    #[cfg_attr(not(feature = "spool"), allow(dead_code))]
-    pub(crate) fn storing(self) -> Sending {
-        Sending { stores: true, ..self }
-    }
-
     /// That this message was rejected is on disk, and may be confirmed.
     #[cfg_attr(not(feature = "spool"), allow(dead_code))]
-    pub(crate) fn stored(&mut self, number: u64) {
-        if self.unstored.remove(&number) && matches!(self.phase, Phase::Greeting | Phase::Open) {
+    pub(crate) fn stored(&mut self, number: u64, outbox: &mut Outbox) {
+        outbox.note_stored(number);
+        if self.unstored.remove(&number) {
             self.confirms.insert(number);
         }
     }
@@ -158,6 +151,8 @@ impl Sending {
         self.phase = Phase::Greeting;
         self.first = outbox.first_number();
         self.confirms.clear();
+        // A receiver that still knows of these says so again.
+        self.unstored.clear();
         (self.replies, self.replies_taken, self.replies_acked) = (0, 0, 0);
         (self.said_goodbye, self.heard_goodbye, self.owes_confirmation) = (false, false, false);
         self.liveness = Some(Liveness::new(self.ask.heartbeat, now));
@@ -216,12 +211,8 @@ impl Sending {
             (Phase::Greeting, Control::Welcome(welcome)) => self.welcomed(welcome, outbox),
             (Phase::Greeting | Phase::Open, Control::Reject(number, rejection)) => {
                 let is_news = outbox.rejected(number, rejection, now)?;
-                if self.stores && is_news {
-                    self.unstored.insert(number);
-                }
-                if !self.unstored.contains(&number) {
-                    self.confirms.insert(number);
-                }
+                let waiting = if outbox.is_unstored(number) { &mut self.unstored } else { &mut self.confirms };
+                waiting.insert(number);
                 if self.confirms.len() + self.unstored.len() > MOST_REJECTS {
                     return Err(SessionError::TooManyRejects);
                 }
@@ -232,7 +223,7 @@ impl Sending {
                 if refuse.code != RefuseCode::EPOCH {
                     return Ok(Heard::Refused(refuse));
                 }
-                if self.stores && refuse.detail / EPOCHS > self.epoch / EPOCHS {
+                if outbox.is_spooled() && refuse.detail / EPOCHS > self.epoch / EPOCHS {
                     // A later process has sent from a later state of what is on disk.
                     outbox.note_unsent(outbox.last_number() + 1);
                     return Ok(Heard::Overtaken);
@@ -280,12 +271,14 @@ impl Sending {
             return Err(Untrue::Behind { number: welcome.dispatched, first: self.first }.into());
         }
         let (from, to) = (outbox.first_number(), outbox.last_number());
-        if self.stores && welcome.dispatched > to {
+        if outbox.is_spooled() && welcome.dispatched > to {
             outbox.note_unsent(welcome.dispatched);
             return Ok(Heard::Overtaken);
         }
         outbox.resume(welcome.dispatched, usize::try_from(welcome.window).unwrap_or(usize::MAX))?;
-        outbox.acked(welcome.committed)?;
+        // It may have forgotten what is acknowledged, where it was not told that this never comes again.
+        let is_behind = welcome.committed < self.first - 1;
+        outbox.acked(if is_behind { welcome.committed } else { welcome.committed.max(outbox.acked_to()) })?;
         let known = self.state.replace(welcome.state);
         let lost = known.filter(|known| *known != welcome.state).map(|_| StateLost { from, to });
         self.phase = Phase::Open;
@@ -339,7 +332,7 @@ impl Sending {
         }
         if std::mem::take(&mut self.owes_confirmation) {
             Control::ConfirmGoodbye.put(&framing, out);
-        } else if self.is_leaving && !self.said_goodbye && !self.heard_goodbye && outbox.is_forgettable() {
+        } else if self.is_leaving && !self.said_goodbye && !self.heard_goodbye && outbox.is_resolved() {
             self.said_goodbye = true;
             outbox.stop();
             Control::Goodbye.put(&framing, out);

@@ -3,6 +3,10 @@
 //! A world has a listener, some senders with a stream each, and links that lose, tear, delay and outlive their ends. Every
 //! step is drawn from the seed. Beside the world stands the truth, which is learned from the messages themselves: each
 //! carries its sender and its receipt. After each step it is compared with what both ends believe.
+//!
+//! Some senders have a spool, and die at any step: what of them is on disk, and how it gets there and back, is in `disk.rs`.
+
+mod disk;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -18,6 +22,7 @@ use super::wire::{self, Control, PREFACE, Preface, RefuseCode, StateId, StreamId
 use crate::proto::framing::Framing;
 use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Room};
 use crate::proto::outbox::{FailedReason, Fate, Outbox, Rejection};
+use disk::Spool;
 
 /// Seeds that `cargo test` runs, and the least number of faults in each.
 const SEEDS: u64 = 2_000;
@@ -50,7 +55,7 @@ struct Truth {
     numbers: BTreeMap<u64, u64>,
     /// Ever handled, and ever refused, with the code.
     finished: BTreeSet<u64>,
-    rejected: BTreeMap<u64, u32>,
+    rejected: BTreeMap<u64, BTreeSet<u32>>,
     /// The highest number that was ever acknowledged, and whether that was true was checked up to there.
     acknowledged: u64,
     /// The lowest number that may still come.
@@ -68,9 +73,12 @@ struct Truth {
     repeated_bytes: usize,
     past_repeats: bool,
     is_sequential: bool,
-    /// Of the newest connection that was granted a session.
+    /// Of the newest connection that was granted a session, and of the newest since the receiver last forgot the stream.
+    newest: u64,
     epoch: u64,
     lost: Option<StateLost>,
+    /// A process that had never heard of any state could not tell that one was lost.
+    is_untold: bool,
     /// The connection whose handler has messages, and how many it has.
     holder: Option<usize>,
     in_hand: usize,
@@ -78,6 +86,9 @@ struct Truth {
 
 /// The side that dials.
 struct Sender {
+    /// What outlives it, if anything does.
+    spool: Option<Spool>,
+    ask: Ask,
     outbox: Outbox,
     sending: Sending,
     framing: Framing,
@@ -94,6 +105,8 @@ struct Sender {
     replies_waiting: VecDeque<usize>,
     reply_window: usize,
     resumed_with: usize,
+    /// What the receiver had on the connection at hand when it began.
+    dispatched: u64,
     window: usize,
     is_leaving: bool,
     is_over: bool,
@@ -180,6 +193,13 @@ struct Seen {
     dead: u64,
     replies: u64,
     partial_windows: u64,
+    died: u64,
+    stored: u64,
+    recovered: u64,
+    known_ahead: u64,
+    refused_ahead: u64,
+    untold: u64,
+    damaged: u64,
 }
 
 impl Seen {
@@ -201,10 +221,17 @@ impl Seen {
         add(&mut sum.dead, other.dead);
         add(&mut sum.replies, other.replies);
         add(&mut sum.partial_windows, other.partial_windows);
+        add(&mut sum.died, other.died);
+        add(&mut sum.stored, other.stored);
+        add(&mut sum.recovered, other.recovered);
+        add(&mut sum.known_ahead, other.known_ahead);
+        add(&mut sum.refused_ahead, other.refused_ahead);
+        add(&mut sum.untold, other.untold);
+        add(&mut sum.damaged, other.damaged);
         sum
     }
 
-    fn fields(&self) -> [(&'static str, u64); 15] {
+    fn fields(&self) -> [(&'static str, u64); 22] {
         [
             ("settled", self.settled),
             ("rejected", self.rejected),
@@ -221,6 +248,13 @@ impl Seen {
             ("dead", self.dead),
             ("replies", self.replies),
             ("partial windows", self.partial_windows),
+            ("died", self.died),
+            ("stored", self.stored),
+            ("recovered", self.recovered),
+            ("known ahead", self.known_ahead),
+            ("refused ahead", self.refused_ahead),
+            ("untold", self.untold),
+            ("damaged", self.damaged),
         ]
     }
 }
@@ -237,8 +271,13 @@ fn stream_id(sender: usize) -> StreamId {
 }
 
 impl Sender {
+    /// Whether it has nothing more to do, and nothing is left for another process.
+    fn is_over(&self) -> bool {
+        self.is_over && self.spool.as_ref().is_none_or(|spool| spool.is_over(self))
+    }
+
     fn gave_up(&self, receipt: u64) -> bool {
-        self.fates[receipt as usize].is_some()
+        self.fates[receipt as usize].is_some() || self.spool.as_ref().is_some_and(|spool| spool.has_lost(receipt + 1))
     }
 }
 
@@ -246,6 +285,7 @@ impl Truth {
     /// The handler of a connection begins with a message.
     fn begin(&mut self, sender: &Sender, connection: usize, number: u64, receipt: u64, seen: &mut Seen) {
         let length = sender.lengths[receipt as usize];
+        assert!(sender.spool.is_none() || number == receipt + 1, "{number} is not the number on disk of {receipt}");
         assert_eq!(*self.receipts.entry(number).or_insert(receipt), receipt, "number {number} stands for two messages");
         assert_eq!(*self.numbers.entry(receipt).or_insert(number), number, "message {receipt} has two numbers");
         let never_sent = [FailedReason::Expired, FailedReason::Overflow, FailedReason::Closed];
@@ -274,10 +314,16 @@ impl Truth {
                 if is_repeat {
                     seen.repeats += 1;
                     assert!(!self.past_repeats || !self.is_sequential, "repeats are not one run");
-                    self.repeated_bytes += length + sender.framing.prefix_width(length);
-                    assert!(self.repeated_bytes <= self.window, "more than a window is handled twice after a loss");
-                    let lost = self.lost.expect("a loss that lets messages be handled twice is reported");
-                    assert!((lost.from..=lost.to).contains(&number), "{number} is handled twice, beyond {lost:?}");
+                    // What a process was acknowledged, and did not write down before it died, comes on top.
+                    if sender.spool.as_ref().is_none_or(|spool| !spool.forgot(number)) {
+                        self.repeated_bytes += length + sender.framing.prefix_width(length);
+                        assert!(self.repeated_bytes <= self.window, "more than a window is handled twice after a loss");
+                    }
+                    seen.untold += u64::from(self.is_untold);
+                    if !self.is_untold {
+                        let lost = self.lost.expect("a loss that lets messages be handled twice is reported");
+                        assert!((lost.from..=lost.to).contains(&number), "{number} is handled twice, beyond {lost:?}");
+                    }
                 }
                 self.past_repeats |= !is_repeat;
             }
@@ -301,7 +347,13 @@ impl Truth {
         assert!(number >= self.committed, "the committed number went down from {} to {number}", self.committed);
         for committed in self.committed + 1..=number {
             match self.receipts.get(&committed) {
-                None => assert!(committed < self.first, "{committed} is acknowledged, and no handler ever had it"),
+                None => {
+                    let is_lost = sender.spool.as_ref().is_some_and(|spool| spool.has_lost(committed));
+                    assert!(
+                        committed < self.first || is_lost,
+                        "{committed} is acknowledged, and no handler ever had it"
+                    );
+                }
                 Some(receipt) => {
                     let is_done = self.finished.contains(receipt) || self.rejected.contains_key(receipt);
                     assert!(is_done || sender.gave_up(*receipt), "{committed} is acknowledged, and not finished");
@@ -317,10 +369,18 @@ impl Truth {
         self.state = Some(state);
         self.tries.clear();
         self.failed.clear();
-        (self.latest, self.holder, self.in_hand, self.lost) = (None, None, 0, None);
+        (self.latest, self.holder, self.in_hand) = (None, None, 0);
+        (self.lost, self.is_untold) = (None, false);
         // Whoever forgets everything cannot tell an older connection from a newer one.
         (self.committed, self.repeated_bytes, self.past_repeats, self.epoch) = (0, 0, false, 0);
         self.stored = stored;
+    }
+
+    /// A sender was told that a handler refused this message.
+    fn has_rejected(&self, receipt: u64, rejection: &Rejection) {
+        let codes = self.rejected.get(&receipt);
+        assert!(codes.is_some_and(|codes| codes.contains(&rejection.code)), "{receipt} was rejected by nobody");
+        assert_eq!(rejection.text, if rejection.code == 0 { "failed" } else { REFUSED });
     }
 
     /// What a handler that stores what it finishes can say after a crash.
@@ -356,9 +416,19 @@ impl World {
                 let heartbeat = Duration::from_millis(rng.u64(30..600));
                 let token = vec![7; rng.usize(0..20)];
                 let ask = Ask { framing, window, reply_window, heartbeat, token };
+                let mut spool = rng.bool().then(Spool::default);
+                let (outbox, sending) = match &mut spool {
+                    Some(spool) => spool.begin(stream_id(sender), 0, &ask, rng.usize(0..6 * largest)),
+                    None => {
+                        let outbox = Outbox::in_session(framing, rng.usize(0..20 * largest));
+                        (outbox, Sending::new(stream_id(sender), 0, ask.clone()))
+                    }
+                };
                 Sender {
-                    outbox: Outbox::in_session(framing, rng.usize(0..20 * largest)),
-                    sending: Sending::new(stream_id(sender), 0, ask),
+                    spool,
+                    ask,
+                    outbox,
+                    sending,
                     framing,
                     inbox: Inbox::new(framing),
                     buffers: VecDeque::new(),
@@ -371,6 +441,7 @@ impl World {
                     replies_waiting: VecDeque::new(),
                     reply_window,
                     resumed_with: 0,
+                    dispatched: 0,
                     window: 0,
                     is_leaving: false,
                     is_over: false,
@@ -453,17 +524,19 @@ impl World {
             (94..100, Some(link)) => self.reply(link),
             _ => {}
         }
+        self.spool(sender);
     }
 
     /// Things happen on one link, in any order.
     fn flow(&mut self, sender: usize, link: usize) {
         for _ in 0..self.rng.usize(1..8) {
-            match self.rng.u8(..10) {
+            match self.rng.u8(..12) {
                 0..2 => self.write(sender),
                 2..4 => self.serve(link),
                 4..7 => self.handle(link),
                 7..9 => self.answer(link),
-                _ => self.read(sender),
+                9 => self.read(sender),
+                _ => self.spool(sender),
             }
         }
     }
@@ -475,6 +548,9 @@ impl World {
         let sender = &mut senders[index];
         if sender.is_leaving {
             return;
+        }
+        if sender.spool.is_some() {
+            return self.gather(index);
         }
         for _ in 0..rng.usize(1..5) {
             let length = match rng.u8(..8) {
@@ -545,6 +621,9 @@ impl World {
             }
             let mut controls = Vec::new();
             sender.sending.controls(&mut sender.outbox, *now, &mut controls);
+            if let Some(spool) = &sender.spool {
+                decode_all(&sender.framing, &controls).iter().for_each(|control| spool.may_say(control));
+            }
             let wakes = sender.sending.wake_at().is_some_and(|at| at > *now);
             assert!(wakes || sender.sending.is_dead(*now), "it would wake in a loop");
             sender.outbox.hand_control(controls, &mut sender.buffers);
@@ -595,25 +674,28 @@ impl World {
                 }
                 Some(Ok(control)) => {
                     let welcome = match &control {
-                        Control::Welcome(welcome) => Some(welcome.window as usize),
+                        Control::Welcome(welcome) => Some((welcome.window as usize, welcome.dispatched)),
                         _ => None,
                     };
                     let heard = sender.sending.control(control, &mut sender.outbox, *now).expect("an honest peer");
                     sender.inbox.enter_session(sender.sending.framing(), 0);
-                    if let Some(window) = welcome {
-                        sender.window = window;
+                    if let Some((window, dispatched)) = welcome {
+                        (sender.window, sender.dispatched) = (window, dispatched);
                         sender.resumed_with = sender.outbox.in_window();
                     }
                     match heard {
                         Heard::Nothing | Heard::Resolved => {}
                         Heard::Welcomed { lost } => {
                             self.seen.lost += u64::from(lost.is_some());
+                            let is_first = sender.spool.as_mut().is_some_and(Spool::is_first_welcome);
+                            self.truths[index].is_untold |= is_first;
                             if lost.is_some() {
                                 self.truths[index].lost = lost;
                             }
                         }
                         Heard::Refused(refuse) => {
                             assert!(refuse.code.is_temporary(), "{refuse:?}");
+                            assert_ne!(refuse.code, RefuseCode::EPOCH, "the newest connection has the highest epoch");
                             self.learn(index);
                             return self.part(index);
                         }
@@ -655,6 +737,9 @@ impl World {
 
     /// What became of a sender's messages, and whether that may be.
     fn learn(&mut self, index: usize) {
+        if self.senders[index].spool.is_some() {
+            return self.learn_spooled(index);
+        }
         let World { senders, truths, seen, .. } = self;
         let (sender, truth) = (&mut senders[index], &truths[index]);
         while let Some(failed) = sender.outbox.take_failed() {
@@ -669,8 +754,7 @@ impl World {
                 FailedReason::Rejected => {
                     seen.rejected += 1;
                     let rejection = failed.rejection.expect("a rejected message says why");
-                    assert_eq!(truth.rejected.get(&receipt), Some(&rejection.code), "{receipt} was rejected by nobody");
-                    assert_eq!(rejection.text, if rejection.code == 0 { "failed" } else { REFUSED });
+                    truth.has_rejected(receipt, &rejection);
                 }
                 FailedReason::OutcomeUnknown => seen.unknown += 1,
                 _ => {
@@ -775,6 +859,7 @@ impl World {
                 }
                 assert!(hello.epoch > truth.epoch, "an older connection of the stream takes over");
                 truth.epoch = hello.epoch;
+                truth.newest = truth.newest.max(hello.epoch);
                 assert!(welcome.window <= hello.window.max(wire::largest_frame(hello.maximum)));
                 truth.window = truth.window.max(welcome.window as usize);
                 assert!(welcome.dispatched >= welcome.committed);
@@ -1069,7 +1154,7 @@ impl World {
 
     fn fault(&mut self, index: usize, link: Option<usize>) {
         self.faults += 1;
-        match (self.rng.u8(..24), link) {
+        match (self.rng.u8(..28), link) {
             // A cut, anywhere in what is on its way; either end hears of it sooner or later.
             (0..6, Some(at)) => {
                 let link = &mut self.links[at];
@@ -1110,7 +1195,7 @@ impl World {
                 self.senders[index].outbox.fail_all(FailedReason::Closed, self.now);
                 self.learn(index);
             }
-            (17, _) => {
+            (17, _) if self.senders[index].spool.is_none() => {
                 let length = self.rng.usize(LABEL..=self.maximum);
                 self.senders[index].outbox.fail_oldest_for(length, self.now);
                 self.learn(index);
@@ -1124,7 +1209,13 @@ impl World {
                 self.now += Duration::from_millis(self.rng.u64(1..1_500));
                 self.look_at_clocks();
             }
-            (20.., Some(at)) => {
+            (24.., _) if self.senders[index].spool.is_some() => {
+                self.die(index);
+                if self.rng.u8(..4) == 0 {
+                    self.restart();
+                }
+            }
+            (20..24, Some(at)) => {
                 // Everything on its way arrives, byte by byte, with nothing in between.
                 for _ in 0..50 {
                     self.serve(at);
@@ -1154,8 +1245,12 @@ impl World {
             let tally = sender.outbox.tally();
             assert_eq!(tally.recovered + tally.accepted, tally.settled + tally.failed + tally.in_flight);
             assert_eq!(tally.in_flight, sender.unresolved.len() as u64);
-            assert_eq!(tally.accepted, sender.lengths.len() as u64);
             let in_window = sender.outbox.in_window();
+            if let Some(spool) = &sender.spool {
+                spool.check(sender);
+                continue;
+            }
+            assert_eq!(tally.accepted, sender.lengths.len() as u64);
             assert!(
                 in_window <= sender.window.max(sender.resumed_with),
                 "{in_window} bytes in a window of {}",
@@ -1193,6 +1288,7 @@ impl World {
             for index in 0..self.senders.len() {
                 self.senders[index].outbox.expire(self.now);
                 self.learn(index);
+                self.spool(index);
                 if self.senders[index].unresolved.is_empty() {
                     self.senders[index].is_leaving = true;
                     self.senders[index].sending.leave();
@@ -1207,7 +1303,7 @@ impl World {
                 self.answer(at);
             }
             self.check();
-            let is_over = self.senders.iter().all(|sender| sender.is_over);
+            let is_over = self.senders.iter().all(Sender::is_over);
             // One that stays silent before HELLO is the business of the shell's handshake deadline.
             let closed = |link: &Link| matches!(link.served.stage, Stage::Closed | Stage::Preface | Stage::Hello);
             if is_over && self.links.iter().all(closed) {
@@ -1218,11 +1314,19 @@ impl World {
             assert!(sender.unresolved.is_empty());
             let truth = &self.truths[index];
             for receipt in 0..sender.lengths.len() {
+                if let Some(spool) = &sender.spool {
+                    assert!(spool.is_over(sender));
+                    let is_known = truth.finished.contains(&(receipt as u64)) || sender.gave_up(receipt as u64);
+                    assert!(is_known, "{receipt} was accepted, and nobody has it");
+                    continue;
+                }
                 let settled = sender.settled[receipt];
                 assert!(settled != sender.fates[receipt].is_some());
                 assert!(!settled || truth.finished.contains(&(receipt as u64)));
             }
-            assert!(!self.streams.knows(stream_id(index)), "a stream that said goodbye is remembered");
+            // A HELLO that was on its way for longer than its stream lasted begins it once more.
+            let is_late = truth.epoch < truth.newest;
+            assert!(is_late || !self.streams.knows(stream_id(index)), "a stream that said goodbye is remembered");
         }
         assert_eq!(self.streams.memory_left(), self.memory, "a window was not given back");
     }
@@ -1258,12 +1362,12 @@ fn conclude(truth: &mut Truth, receipt: u64, outcome: &Outcome, again: bool) {
             truth.end(receipt, Tried::Done);
         }
         Outcome::Refused(rejection) => {
-            truth.rejected.insert(receipt, rejection.code);
+            truth.rejected.entry(receipt).or_default().insert(rejection.code);
             truth.end(receipt, Tried::Done);
         }
         Outcome::Failed(_) if again => truth.end(receipt, Tried::Failed),
         Outcome::Failed(_) => {
-            truth.rejected.insert(receipt, 0);
+            truth.rejected.entry(receipt).or_default().insert(0);
             truth.end(receipt, Tried::Done);
         }
     }
