@@ -133,6 +133,42 @@ pub(crate) fn control(bytes: &[u8]) {
     }
 }
 
+/// What a spool reads is what it would have written: whatever passes the checksum has one form, and every message that it
+/// counts is there. The first byte chooses whether the checksum is put right first.
+#[cfg(feature = "spool")]
+pub(crate) fn record(bytes: &[u8]) {
+    use super::record::{Record, RecordWriter, RefusedRecord, SpoolState, sign};
+    let [choice, number, stored @ ..] = bytes else { return };
+    // Also numbers at whose end there is no next one.
+    let number = if *number < 250 { u64::from(*number) } else { u64::MAX - u64::from(*number - 250) };
+    let mut stored = stored.to_vec();
+    if choice % 2 == 1 {
+        sign(number, &mut stored);
+    }
+    match Record::read(number, stored.clone().into()) {
+        Ok(record) => {
+            let (end, mut writer) = (record.end(), RecordWriter::default());
+            let mut next = number;
+            for (number, message) in record {
+                assert_eq!(number, next);
+                writer.push(&message);
+                next += 1;
+            }
+            assert!(next == end && next > number, "a message that is counted is not there");
+            assert_eq!(writer.finish(number), stored, "two forms of one record");
+        }
+        Err(unreadable) => assert!(!unreadable.to_string().is_empty()),
+    }
+    match RefusedRecord::read(number, stored.clone().into()) {
+        Ok(refused) => assert_eq!(refused.write(number), stored, "two forms of one refused message"),
+        Err(unreadable) => assert!(!unreadable.to_string().is_empty()),
+    }
+    match SpoolState::read(&stored) {
+        Ok(state) => assert_eq!(state.write(), stored, "two forms of one state"),
+        Err(unreadable) => assert!(!unreadable.to_string().is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -146,6 +182,8 @@ mod tests {
             ("inbox", super::inbox),
             ("preface", super::preface),
             ("control", super::control),
+            #[cfg(feature = "spool")]
+            ("record", super::record),
         ] {
             let files = fs::read_dir(corpora.join(name)).expect("there is a corpus for each parser");
             let mut count = 0;
