@@ -86,7 +86,9 @@ fn sources() -> Vec<(PathBuf, String)> {
         for entry in fs::read_dir(folder).expect("the sources are there") {
             let path = entry.expect("the sources are there").path();
             if path.is_dir() {
-                folders.push(path);
+                if !path.to_string_lossy().ends_with("_tests") {
+                    folders.push(path);
+                }
             } else if !path.to_string_lossy().ends_with("_tests.rs") {
                 let text = fs::read_to_string(&path).expect("sources are text");
                 let text = text.split("#[cfg(test)]").next().unwrap_or_default();
