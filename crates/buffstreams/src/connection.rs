@@ -25,7 +25,7 @@ use crate::sender::Sender;
 use crate::shared_outbox::{Overflow, Phase, SharedOutbox, deadline_in};
 use crate::sink::MessageSink;
 use crate::stats::{Received, ReceivedStats, Stats};
-use crate::transport::{Address, Liveness, PeerAddress, Transport};
+use crate::transport::{Address, Liveness, PeerAddress, TlsClient, Transport};
 
 /// Bytes of replies that an acknowledged stream takes ahead of its handler.
 const REPLY_WINDOW: usize = 1024 * 1024;
@@ -73,6 +73,7 @@ struct Settings {
     heartbeat: Duration,
     token: Vec<u8>,
     stall_after: Duration,
+    tls: Option<TlsClient>,
 }
 
 impl Default for ConnectionBuilder {
@@ -101,6 +102,7 @@ impl Default for Settings {
             heartbeat: Duration::from_secs(10),
             token: Vec::new(),
             stall_after: Duration::from_secs(30),
+            tls: None,
         }
     }
 }
@@ -215,6 +217,13 @@ impl<S: Service> ConnectionBuilder<S> {
         self
     }
 
+    /// Speaks TLS with the peer, whatever the delivery. Default: not.
+    #[cfg(feature = "__tls")]
+    pub fn tls(mut self, tls: TlsClient) -> Self {
+        self.settings.tls = Some(tls);
+        self
+    }
+
     /// Who gets failed messages: a closure, called by the connection's task. It must not block.
     ///
     /// With neither this nor [`failed_to`](Self::failed_to), failed messages are counted, and logged at a bounded rate.
@@ -240,7 +249,8 @@ impl<S: Service> ConnectionBuilder<S> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidAddress`], [`ErrorKind::InvalidConfiguration`], and [`ErrorKind::Connect`] with what failed.
+    /// [`ErrorKind::InvalidAddress`], [`ErrorKind::InvalidConfiguration`], [`ErrorKind::Connect`] with what failed, and
+    /// [`ErrorKind::Tls`] with which certificate was not accepted, and why.
     ///
     /// # Cancel safety
     ///
@@ -251,7 +261,7 @@ impl<S: Service> ConnectionBuilder<S> {
         Error: From<A::Error>,
     {
         let framing = self.framing()?;
-        let target = self.target(address.try_into()?);
+        let target = self.target(address.try_into()?)?;
         let first = target.connect(Duration::MAX).await?;
         if self.settings.delivery == Delivery::Sent {
             return Ok(self.start(framing, Some(target), Some(first), None));
@@ -281,7 +291,7 @@ impl<S: Service> ConnectionBuilder<S> {
         Error: From<A::Error>,
     {
         let framing = self.framing()?;
-        let target = self.target(address.try_into()?);
+        let target = self.target(address.try_into()?)?;
         Ok(self.start(framing, Some(target), None, None))
     }
 
@@ -289,13 +299,17 @@ impl<S: Service> ConnectionBuilder<S> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfiguration`].
+    /// [`ErrorKind::InvalidConfiguration`], also if there is to be TLS: that of such a stream is made by who brings it.
     ///
     /// # Panics
     ///
     /// Outside a tokio runtime.
     pub fn from_io(self, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Connection> {
         let framing = self.framing()?;
+        if self.settings.tls.is_some() {
+            let text = "a stream that is brought is used as it is: bring one that TLS is spoken over already";
+            return Err(Error::new(ErrorKind::InvalidConfiguration, text));
+        }
         Ok(self.start(framing, None, Some((Transport::Io(Box::new(io)), PeerAddress::Io)), None))
     }
 
@@ -320,8 +334,12 @@ impl<S: Service> ConnectionBuilder<S> {
         Ok(Framing::for_session(framing.max_message_size())?)
     }
 
-    fn target(&self, address: Address) -> Target {
-        Target { address, liveness: self.settings.liveness, connect_deadline: self.settings.connect_deadline }
+    fn target(&self, address: Address) -> Result<Target> {
+        let Settings { liveness, connect_deadline, ref tls, .. } = self.settings;
+        if let Some(tls) = tls {
+            tls.check(&address)?;
+        }
+        Ok(Target { address, liveness, connect_deadline, tls: tls.clone() })
     }
 
     /// `answer` hears how the first attempt to open a session went.
@@ -380,11 +398,11 @@ impl<S: Service> ConnectionBuilder<S> {
         outbox: Arc<SharedOutbox>,
         address: Address,
         told: FailedTo,
-    ) -> (Connection, FailedTo) {
+    ) -> Result<(Connection, FailedTo)> {
         let framing = outbox.framing();
-        let target = self.target(address);
+        let target = self.target(address)?;
         let owner = std::mem::replace(&mut self.settings.failed_to, told);
-        (self.start_on(outbox, framing, Some(target), None, None), owner)
+        Ok((self.start_on(outbox, framing, Some(target), None, None), owner))
     }
 
     fn start_on(

@@ -24,7 +24,7 @@ use crate::sender::Sender;
 use crate::shared_outbox::{Phase, SharedOutbox, deadline_in};
 use crate::socket::Socket;
 use crate::stats::Stats;
-use crate::transport::{Address, Liveness, PeerAddress, Transport};
+use crate::transport::{Address, Liveness, PeerAddress, TlsClient, Transport};
 
 /// How often, at most, it is looked at whether messages are stalled.
 const STALL_GRAIN: Duration = Duration::from_millis(100);
@@ -52,13 +52,21 @@ pub(crate) struct Target {
     pub(crate) address: Address,
     pub(crate) liveness: Liveness,
     pub(crate) connect_deadline: Duration,
+    pub(crate) tls: Option<TlsClient>,
 }
 
 impl Target {
     /// One attempt, that may take so long at most.
     pub(crate) async fn connect(&self, most: Duration) -> Result<(Transport, PeerAddress), Error> {
         let allowed = self.connect_deadline.min(most);
-        match tokio::time::timeout(allowed, Transport::connect(&self.address, self.liveness)).await {
+        let connect = async {
+            let (io, peer) = Transport::connect(&self.address, self.liveness).await?;
+            match &self.tls {
+                Some(tls) => Ok((tls.connect(io, &self.address).await?, peer)),
+                None => Ok((io, peer)),
+            }
+        };
+        match tokio::time::timeout(allowed, connect).await {
             Ok(result) => result,
             Err(_) => {
                 let text = format!("cannot connect to {}: no answer within {allowed:?}", self.address);
@@ -192,7 +200,7 @@ impl<S: Service> Dialer<S> {
         tracing::info!(peer = %address, "connected");
         let mut is_of_use = false;
         let connected = address.clone();
-        let peer = Peer::new(number, address, Sender::new(&self.outbox));
+        let peer = Peer::new(number, address, io.identity().cloned(), Sender::new(&self.outbox));
         let Some(mut socket) = Socket::open(io, &self.service, &peer, &self.demands) else {
             self.lost(&Ended::HandlerPanicked);
             return Parted::Lost { was_of_use: true };

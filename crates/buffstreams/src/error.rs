@@ -47,6 +47,9 @@ pub enum ErrorKind {
     AlreadyOpen,
     /// The manager does not hold this.
     NotOpen,
+    /// A certificate, a key or an authority cannot be read or used; or a TLS handshake failed, as with a peer whose
+    /// certificate was refused, or that refused this side's.
+    Tls,
     /// The spool cannot be opened, read or written.
     Spool,
     /// The operating system reported something else.
@@ -130,7 +133,7 @@ impl From<Error> for std::io::Error {
             ErrorKind::Connect => std::io::ErrorKind::NotConnected,
             ErrorKind::Bind | ErrorKind::AlreadyOpen => std::io::ErrorKind::AddrInUse,
             ErrorKind::NotOpen => std::io::ErrorKind::NotFound,
-            ErrorKind::Spool | ErrorKind::Io => std::io::ErrorKind::Other,
+            ErrorKind::Tls | ErrorKind::Spool | ErrorKind::Io => std::io::ErrorKind::Other,
         };
         std::io::Error::new(kind, error)
     }

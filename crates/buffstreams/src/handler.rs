@@ -14,7 +14,7 @@ use crate::proto::inbox::Message;
 use crate::proto::outbox::Rejection;
 use crate::proto::session::wire::{StreamId, shortened};
 use crate::sender::Sender;
-use crate::transport::PeerAddress;
+use crate::transport::{PeerAddress, PeerIdentity};
 
 /// What a handler says of a message.
 pub type HandlerResult = Result<(), HandlerError>;
@@ -97,6 +97,8 @@ pub enum Ended {
         /// What all connections may hold together.
         limit: usize,
     },
+    /// The TLS handshake failed, or was not over in time. There was no handler yet.
+    Handshake(String),
     /// The peer gave no sign of life in an acknowledged stream, for this long.
     Silent(Duration),
     /// A newer connection of the same acknowledged stream took over.
@@ -133,6 +135,7 @@ impl fmt::Display for Ended {
             Ended::Overloaded { limit } => {
                 write!(f, "unfinished messages of all connections would exceed the {limit} bytes that are allowed")
             }
+            Ended::Handshake(why) => write!(f, "the TLS handshake failed: {why}"),
             Ended::Silent(allowed) => write!(f, "the peer gave no sign of life for {allowed:?}"),
             Ended::Fenced => f.write_str("a newer connection of the same stream took over"),
             Ended::SendAgain => f.write_str("a message must be handled again, and so be sent again"),
@@ -150,12 +153,13 @@ impl fmt::Display for Ended {
 pub struct Peer {
     id: u64,
     address: PeerAddress,
+    identity: Option<PeerIdentity>,
     sender: Sender,
 }
 
 impl Peer {
-    pub(crate) fn new(id: u64, address: PeerAddress, sender: Sender) -> Peer {
-        Peer { id, address, sender }
+    pub(crate) fn new(id: u64, address: PeerAddress, identity: Option<PeerIdentity>, sender: Sender) -> Peer {
+        Peer { id, address, identity, sender }
     }
 
     /// A number that no other connection of this listener has; for a dialled connection, how many sockets it had before.
@@ -166,6 +170,12 @@ impl Peer {
     /// Where the peer is.
     pub fn address(&self) -> &PeerAddress {
         &self.address
+    }
+
+    /// Who the peer has proved to be, over TLS: the client, where the listener demands certificates; the server, on a dialled
+    /// connection. `None` otherwise.
+    pub fn identity(&self) -> Option<&PeerIdentity> {
+        self.identity.as_ref()
     }
 
     /// The name of the acknowledged stream that this connection belongs to: the same on every connection of it. `None`

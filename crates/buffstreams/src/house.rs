@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use crate::handler::{Ended, Peer, Service};
+use crate::handshake::Handshake;
 use crate::log::Throttle;
 use crate::proto::outbox::FailedReason;
 use crate::proto::session::streams::Terms;
@@ -82,7 +83,31 @@ impl<S: Service> House<S> {
     ///
     /// What an idle connection costs is mostly the size of this future: what it needs is captured, not moved within it.
     pub(crate) fn serve(self: Arc<Self>, io: Transport, address: PeerAddress) -> impl Future<Output = Ended> {
+        Self::host(Tenants::enter(self, address), io)
+    }
+
+    /// The same, once it is secure.
+    pub(crate) fn serve_secured(
+        self: Arc<Self>,
+        io: Transport,
+        address: PeerAddress,
+        handshake: Handshake,
+    ) -> impl Future<Output = Ended> {
         let tenant = Tenants::enter(self, address);
+        async move {
+            // On the heap, where it does not outlast itself.
+            match Box::pin(handshake.run(io, &tenant.outbox)).await {
+                Ok(io) => Self::host(tenant, io).await,
+                Err(ended) => {
+                    tenant.leave(&ended);
+                    ended
+                }
+            }
+        }
+    }
+
+    #[expect(clippy::manual_async_fn, reason = "an async fn would hold what it is given twice")]
+    fn host(tenant: Tenant<S>, io: Transport) -> impl Future<Output = Ended> {
         async move {
             let Tenant { house, outbox, .. } = &tenant;
             let mut socket = house.open(io, &tenant);
@@ -106,7 +131,7 @@ impl<S: Service> House<S> {
     fn open(&self, io: Transport, tenant: &Tenant<S>) -> Option<Socket<S::Handler>> {
         let Tenant { id, address, outbox, .. } = tenant;
         tracing::debug!(peer = %address, id, "connected");
-        let peer = Peer::new(*id, address.clone(), Sender::new(outbox));
+        let peer = Peer::new(*id, address.clone(), io.identity().cloned(), Sender::new(outbox));
         Socket::open(io, &self.service, &peer, &self.demands)
     }
 
@@ -231,6 +256,9 @@ impl<S> Tenant<S> {
         match ended {
             Ended::EndOfStream | Ended::ShutDown if unsent == 0 => tracing::debug!(%peer, "closed: {ended}"),
             _ => {
+                if let Ended::Handshake(_) = ended {
+                    demands.received.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+                }
                 demands.received.broken.fetch_add(1, Ordering::Relaxed);
                 let log = |left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}");
                 ended_log.warn(log);

@@ -96,6 +96,7 @@ mod error;
 mod events;
 mod failed;
 mod handler;
+mod handshake;
 mod house;
 mod listener;
 mod log;
@@ -143,7 +144,9 @@ pub use sink::MessageSink;
 pub use spool::{Spool, SpoolBuilder, SpoolDamage, SpooledConnection, SpooledFailure};
 pub use stats::{ReceivedStats, Stats};
 pub use stream::{Messages, MessagesHandler, MessagesService, messages};
-pub use transport::{Address, PeerAddress};
+pub use transport::{Address, PeerAddress, PeerIdentity};
+#[cfg(feature = "__tls")]
+pub use transport::{TlsClient, TlsServer};
 
 /// The code in the README compiles.
 #[cfg(doctest)]

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::{Ended, Service};
+use crate::handshake::Gate;
 use crate::house::House;
 use crate::log::Throttle;
 use crate::proto::framing::{Framing, Prefix};
@@ -21,7 +22,7 @@ use crate::proto::session::streams::Terms;
 use crate::reader::{Demands, Talk};
 use crate::shared_outbox::deadline_in;
 use crate::stats::{Received, ReceivedStats};
-use crate::transport::{Acceptor, Address, Liveness, PeerAddress, Transport};
+use crate::transport::{Acceptor, Address, Liveness, PeerAddress, TlsServer, Transport};
 
 /// Waiting times when the machine has no file descriptor left: from the first to the last, doubling.
 const STARVED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
@@ -62,6 +63,7 @@ pub struct ListenerBuilder {
     sessions: bool,
     session_window: usize,
     session_memory: usize,
+    tls: Option<TlsServer>,
 }
 
 impl Default for ListenerBuilder {
@@ -79,6 +81,7 @@ impl Default for ListenerBuilder {
             sessions: true,
             session_window: 4 * 1024 * 1024,
             session_memory: 256 * 1024 * 1024,
+            tls: None,
         }
     }
 }
@@ -170,6 +173,13 @@ impl ListenerBuilder {
         self
     }
 
+    /// Speaks TLS with every peer, plain ones and acknowledged streams alike. Default: with none.
+    #[cfg(feature = "__tls")]
+    pub fn tls(mut self, tls: TlsServer) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Listens on an address; see [`Address`] for how one is written.
     ///
     /// # Errors
@@ -195,7 +205,7 @@ impl ListenerBuilder {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidConfiguration`].
+    /// [`ErrorKind::InvalidConfiguration`], also if there is to be TLS: that of such a stream is made by who brings it.
     ///
     /// # Cancel safety
     ///
@@ -206,6 +216,10 @@ impl ListenerBuilder {
         service: S,
     ) -> Result<Ended> {
         let framing = self.framing()?;
+        if self.tls.is_some() {
+            let text = "a stream that is brought is served as it is: bring one that TLS is spoken over already";
+            return Err(Error::new(ErrorKind::InvalidConfiguration, text));
+        }
         let house = Arc::new(House::new(service, self.demands(framing), self.reply_memory, self.grant(framing)));
         Ok(house.serve(Transport::Io(Box::new(io)), PeerAddress::Io).await)
     }
@@ -321,13 +335,14 @@ impl Listener {
         let Listener { acceptor, address, framing, settings, stopper } = self;
         let liveness = settings.liveness;
         let most = settings.max_connections;
+        let gate = settings.tls.clone().map(|tls| Arc::new(Gate::new(tls)));
         let house =
             Arc::new(House::new(service, settings.demands(framing), settings.reply_memory, settings.grant(framing)));
         let watching = stopper.phase.subscribe();
         let (report, reported) = watch::channel(None);
         let received = Arc::clone(house.received());
         tokio::spawn(async move {
-            let deadline = accept_until_stopped(acceptor, liveness, most, &house, watching).await;
+            let deadline = accept_until_stopped(acceptor, liveness, most, gate, &house, watching).await;
             let (cut, blocked) = house.shut_down(deadline).await;
             let _ = report.send(Some(ShutdownReport { cut, blocked, received: house.received().read() }));
         });
@@ -346,6 +361,7 @@ async fn accept_until_stopped<S: Service>(
     acceptor: Acceptor,
     liveness: Liveness,
     most: usize,
+    gate: Option<Arc<Gate>>,
     house: &Arc<House<S>>,
     mut phase: watch::Receiver<ServerPhase>,
 ) -> Instant {
@@ -375,7 +391,17 @@ async fn accept_until_stopped<S: Service>(
             }
             Ok((io, peer)) => {
                 starved = STARVED.0;
-                tokio::spawn(Arc::clone(house).serve(io, peer));
+                let house = Arc::clone(house);
+                match gate.as_ref().map(Gate::enter) {
+                    None => drop(tokio::spawn(house.serve(io, peer))),
+                    Some(Some(handshake)) => drop(tokio::spawn(house.serve_secured(io, peer, handshake))),
+                    Some(None) => {
+                        house.received().refused.fetch_add(1, Ordering::Relaxed);
+                        refused_log.warn(|left_out| {
+                            tracing::warn!(%peer, left_out, "connection refused: too many TLS handshakes are under way");
+                        });
+                    }
+                }
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {

@@ -179,7 +179,7 @@ impl Output {
 }
 
 /// Reads and throws away what the peer still sends, until it ends its stream or a second passes.
-async fn drain(io: &mut Transport) {
+pub(crate) async fn drain(io: &mut Transport) {
     let mut waste = vec![0; 4096];
     let read = async { while io.read(&mut waste).await.is_ok_and(|read| read > 0) {} };
     let _ = tokio::time::timeout(LINGER, read).await;

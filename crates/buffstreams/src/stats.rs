@@ -62,6 +62,8 @@ pub struct ReceivedStats {
     /// Connections that ended otherwise than by the peer's end of stream or by this side closing, or with replies that
     /// failed.
     pub broken: u64,
+    /// Those of them whose TLS handshake failed, or was not over in time.
+    pub handshakes_failed: u64,
     /// Replies accepted on connections that have ended, and what became of them.
     pub replies: Stats,
 }
@@ -76,6 +78,7 @@ pub(crate) struct Received {
     pub(crate) connected: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) broken: AtomicU64,
+    pub(crate) handshakes_failed: AtomicU64,
     pub(crate) replies: std::sync::Mutex<Stats>,
 }
 
@@ -107,6 +110,7 @@ impl Received {
             connected: self.connected.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
             broken: self.broken.load(Ordering::Relaxed),
+            handshakes_failed: self.handshakes_failed.load(Ordering::Relaxed),
             replies: *self.replies.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
         }
     }

@@ -57,7 +57,7 @@ impl<S: Service> ConnectionBuilder<S> {
             let keeper = Arc::clone(&keeper);
             FailedTo::Spool(Arc::new(move || keeper.look()))
         };
-        let (connection, owner) = builder.start_spooled(Arc::clone(&outbox), address, told);
+        let (connection, owner) = builder.start_spooled(Arc::clone(&outbox), address, told)?;
         let thread = {
             let keeper = Arc::clone(&keeper);
             move || keeper.run(&owner)

@@ -1,6 +1,12 @@
-//! TCP, Unix sockets and whatever the user brings, as one stream; how to connect and how to accept.
+//! TCP, Unix sockets and whatever the user brings, as one stream; how to connect and how to accept; and TLS over it.
 //!
-//! The only file that knows socket options, name resolution and, later, TLS.
+//! The only folder that knows socket options, name resolution and TLS.
+
+mod identity;
+#[cfg(feature = "__tls")]
+mod tls;
+#[cfg(not(feature = "__tls"))]
+mod without_tls;
 
 use std::fmt;
 use std::io;
@@ -16,6 +22,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
+
+pub use identity::PeerIdentity;
+#[cfg(feature = "__tls")]
+pub use tls::{TlsClient, TlsServer};
+#[cfg(not(feature = "__tls"))]
+pub(crate) use without_tls::{TlsClient, TlsServer};
 
 use crate::error::{Error, ErrorKind};
 
@@ -185,9 +197,20 @@ pub(crate) enum Transport {
     #[cfg(unix)]
     Unix(UnixStream),
     Io(Box<dyn Io>),
+    #[cfg(feature = "__tls")]
+    Tls(Box<tls::TlsStream>),
 }
 
 impl Transport {
+    /// Who the peer has proved to be.
+    pub(crate) fn identity(&self) -> Option<&PeerIdentity> {
+        match self {
+            #[cfg(feature = "__tls")]
+            Transport::Tls(stream) => stream.identity(),
+            _ => None,
+        }
+    }
+
     /// Connects, trying every address that the name stands for at this moment.
     pub(crate) async fn connect(address: &Address, liveness: Liveness) -> Result<(Transport, PeerAddress), Error> {
         let failed = |error: io::Error| {
@@ -224,6 +247,8 @@ impl AsyncRead for Transport {
             #[cfg(unix)]
             Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Transport::Io(stream) => Pin::new(stream).poll_read(cx, buffer),
+            #[cfg(feature = "__tls")]
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -235,6 +260,8 @@ impl AsyncWrite for Transport {
             #[cfg(unix)]
             Transport::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Transport::Io(stream) => Pin::new(stream).poll_write(cx, bytes),
+            #[cfg(feature = "__tls")]
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -248,6 +275,8 @@ impl AsyncWrite for Transport {
             #[cfg(unix)]
             Transport::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Transport::Io(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            #[cfg(feature = "__tls")]
+            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
 
@@ -257,6 +286,8 @@ impl AsyncWrite for Transport {
             #[cfg(unix)]
             Transport::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Transport::Io(stream) => Pin::new(stream).poll_flush(cx),
+            #[cfg(feature = "__tls")]
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -266,6 +297,8 @@ impl AsyncWrite for Transport {
             #[cfg(unix)]
             Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Io(stream) => Pin::new(stream).poll_shutdown(cx),
+            #[cfg(feature = "__tls")]
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -14,6 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["session"],
     &["reader", "writer"],
     &["socket"],
+    &["handshake"],
     &["house"],
     &["listener", "dialer"],
     &["async_handler", "blocking_handler", "stream", "sink"],
@@ -42,6 +43,15 @@ fn only_the_transport_names_kinds_of_sockets() {
         }
         for word in ["TcpStream", "TcpListener", "UnixStream", "UnixListener", "socket2"] {
             assert!(!code.contains(word), "{} mentions {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn only_the_transport_names_a_tls_library() {
+    for (path, code) in sources() {
+        for word in ["rustls", "webpki", "aws_lc"] {
+            assert!(path.starts_with("transport/tls") || !code.contains(word), "{} mentions {word}", path.display());
         }
     }
 }

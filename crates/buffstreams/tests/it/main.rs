@@ -20,4 +20,5 @@ mod sessions;
 mod spool;
 mod strangers;
 mod support;
+mod tls;
 mod typed;

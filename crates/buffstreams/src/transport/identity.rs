@@ -1,0 +1,42 @@
+//! Who the peer has proved to be. Knows nothing of how it did so.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Who the peer of a TLS connection has proved to be: what its certificate says, which was verified. Cheap to clone.
+///
+/// On a listener it is that of the client, if the listener [asks for one](crate::TlsServer::client_ca); on a dialled
+/// connection that of the server.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct PeerIdentity(Arc<Inside>);
+
+#[derive(PartialEq, Eq, Hash)]
+struct Inside {
+    certificate: Box<[u8]>,
+    names: Vec<String>,
+}
+
+impl PeerIdentity {
+    /// `names` are its alternative names.
+    #[cfg(feature = "__tls")]
+    pub(crate) fn new(certificate: &[u8], names: Vec<String>) -> PeerIdentity {
+        PeerIdentity(Arc::new(Inside { certificate: certificate.into(), names }))
+    }
+
+    /// The certificate, in DER: for whatever else is to be read in it.
+    pub fn certificate(&self) -> &[u8] {
+        &self.0.certificate
+    }
+
+    /// The alternative names of its subject that are DNS names, and then those that are URIs, as SPIFFE's. Those of other
+    /// kinds are only in the [certificate](Self::certificate).
+    pub fn names(&self) -> &[String] {
+        &self.0.names
+    }
+}
+
+impl fmt::Debug for PeerIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerIdentity").field("names", &self.0.names).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,136 @@
+//! TLS 1.3 over a transport: what both sides have in common.
+//!
+//! No identity goes unverified, no handshake is resumed (a resumed one verifies nothing), and nothing is installed for the
+//! whole process: each configuration brings its own cryptography.
+
+mod client;
+mod refusal;
+mod server;
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+pub use client::TlsClient;
+pub use server::TlsServer;
+
+use super::{PeerIdentity, Transport};
+use crate::error::{Error, ErrorKind};
+
+/// The versions that are spoken.
+const VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+fn provider() -> Arc<CryptoProvider> {
+    #[cfg(feature = "tls-aws-lc")]
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    #[cfg(not(feature = "tls-aws-lc"))]
+    let provider = rustls::crypto::ring::default_provider();
+    Arc::new(provider)
+}
+
+/// An open stream whose handshake is over.
+pub(crate) struct TlsStream {
+    io: tokio_rustls::TlsStream<Transport>,
+    identity: Option<PeerIdentity>,
+}
+
+impl TlsStream {
+    fn new(io: impl Into<tokio_rustls::TlsStream<Transport>>) -> Box<TlsStream> {
+        let io = io.into();
+        let (_, connection) = io.get_ref();
+        let identity = connection.peer_certificates().and_then(|chain| identity(chain.first()?));
+        Box::new(TlsStream { io, identity })
+    }
+
+    /// Whom the peer has proved to be.
+    pub(crate) fn identity(&self) -> Option<&PeerIdentity> {
+        self.identity.as_ref()
+    }
+}
+
+impl AsyncRead for TlsStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buffer).map_err(|error| match error.kind() {
+            // Anybody on the way can end the TCP stream; only the peer can end the TLS stream.
+            io::ErrorKind::UnexpectedEof => {
+                let text = "truncated: the TCP stream ended before the TLS stream (no close_notify came)";
+                io::Error::new(io::ErrorKind::UnexpectedEof, text)
+            }
+            io::ErrorKind::InvalidData => io::Error::new(io::ErrorKind::InvalidData, refusal::words(&error)),
+            _ => error,
+        })
+    }
+}
+
+impl AsyncWrite for TlsStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+/// What a verified certificate says of its subject.
+fn identity(certificate: &CertificateDer<'_>) -> Option<PeerIdentity> {
+    let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
+    let names = parsed.valid_dns_names().chain(parsed.valid_uri_names()).map(String::from).collect();
+    Some(PeerIdentity::new(certificate, names))
+}
+
+fn unusable(path: &Path, why: impl fmt::Display) -> Error {
+    Error::new(ErrorKind::Tls, format!("{}: {why}", path.display()))
+}
+
+fn not_loaded(path: &Path, what: &str, error: rustls::pki_types::pem::Error) -> Error {
+    match error {
+        rustls::pki_types::pem::Error::Io(error) => unusable(path, &error).because(error),
+        rustls::pki_types::pem::Error::NoItemsFound => unusable(path, format_args!("there is no {what} in it, in PEM")),
+        error => unusable(path, format_args!("no {what} can be read: {error}")).because(error),
+    }
+}
+
+/// The certificates of a PEM file, of which there is at least one.
+fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let failed = |error| not_loaded(path, "certificate", error);
+    let certificates = CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<Vec<_>, _>>();
+    match certificates {
+        Ok(none) if none.is_empty() => Err(failed(rustls::pki_types::pem::Error::NoItemsFound)),
+        certificates => certificates.map_err(failed),
+    }
+}
+
+fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| not_loaded(path, "private key", error))
+}
+
+/// The authorities of a PEM file.
+fn load_authorities(path: &Path) -> Result<Arc<RootCertStore>, Error> {
+    let mut authorities = RootCertStore::empty();
+    for certificate in load_certificates(path)? {
+        authorities.add(certificate).map_err(|error| unusable(path, format_args!("not an authority: {error}")))?;
+    }
+    Ok(Arc::new(authorities))
+}
