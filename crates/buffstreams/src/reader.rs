@@ -27,6 +27,7 @@ use crate::proto::session::wire::{PREFACE, Preface, handshake_framing};
 use crate::session::{Accepted, Dialled, Handled, Sessions};
 use crate::shared_outbox::SharedOutbox;
 use crate::stats::Received;
+use crate::transport::PeerIdentity;
 
 /// Bytes of the scratch buffer of each worker thread: what one read can bring.
 const SCRATCH: usize = 256 * 1024;
@@ -95,6 +96,8 @@ pub(crate) struct Reader<H> {
     mode: Mode,
     handler: H,
     demands: Arc<Demands>,
+    /// Who the peer has proved to be.
+    identity: Option<PeerIdentity>,
     /// What this connection has taken of the shared memory, in bytes.
     charged: usize,
     /// Whole frames are left from the last turn.
@@ -116,7 +119,7 @@ impl<H> Drop for Reader<H> {
 }
 
 impl<H: Handler> Reader<H> {
-    pub(crate) fn new(handler: H, demands: Arc<Demands>) -> Reader<H> {
+    pub(crate) fn new(handler: H, demands: Arc<Demands>, identity: Option<PeerIdentity>) -> Reader<H> {
         let mut inbox = Inbox::new(demands.framing);
         let mode = match demands.sessions {
             Talk::Plain => Mode::Plain,
@@ -131,6 +134,7 @@ impl<H: Handler> Reader<H> {
             mode,
             handler,
             demands,
+            identity,
             charged: 0,
             backlog: false,
             stopping: false,
@@ -335,7 +339,7 @@ impl<H: Handler> Reader<H> {
         replies: &Arc<SharedOutbox>,
         turn: Instant,
     ) -> Result<Delivered, Ended> {
-        let Reader { inbox, handler, demands, mode, .. } = self;
+        let Reader { inbox, handler, demands, mode, identity, .. } = self;
         let handler = is_ready.then_some(handler);
         let (handled, result) = match mode {
             Mode::Accepted(session) => {
@@ -356,7 +360,7 @@ impl<H: Handler> Reader<H> {
                 let mut opened = None;
                 let result = inbox.deliver_in_session(scratch, read, usize::MAX, |found| {
                     opened = Some(match found {
-                        Found::Control(frame) => sessions.open(frame, replies),
+                        Found::Control(frame) => sessions.open(frame, replies, identity.as_ref()),
                         Found::Message(_) => Err(Ended::Violated("a message came before HELLO".into())),
                     });
                     Flow::Pause

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -24,12 +25,15 @@ use crate::proto::session::sending::{Heard, StateLost};
 use crate::proto::session::streams::{Begun, Opened, Outcome, Streams, Terms, Told};
 use crate::proto::session::wire::{Control, Hello, Refuse, RefuseCode, StreamId, handshake_framing};
 use crate::shared_outbox::SharedOutbox;
+use crate::transport::PeerIdentity;
 
 /// All acknowledged streams of a listener.
 pub(crate) struct Sessions {
     streams: Mutex<Streams<Arc<SharedOutbox>>>,
     terms: Terms,
     stored: Box<dyn Fn(StreamId) -> Option<u64> + Send + Sync>,
+    /// Makes numbers of identities that nobody can foresee.
+    numbers: RandomState,
 }
 
 impl fmt::Debug for Sessions {
@@ -45,7 +49,8 @@ impl Sessions {
         memory: usize,
         stored: impl Fn(StreamId) -> Option<u64> + Send + Sync + 'static,
     ) -> Sessions {
-        Sessions { streams: Mutex::new(Streams::new(fastrand::u64(..), memory)), terms, stored: Box::new(stored) }
+        let streams = Mutex::new(Streams::new(fastrand::u64(..), memory));
+        Sessions { streams, terms, stored: Box::new(stored), numbers: RandomState::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Streams<Arc<SharedOutbox>>> {
@@ -53,8 +58,13 @@ impl Sessions {
     }
 
     /// Answers to what came first on a connection that asks for a session. If it is refused, that is said before the
-    /// connection ends.
-    pub(crate) fn open(self: &Arc<Self>, frame: &[u8], replies: &Arc<SharedOutbox>) -> Result<Accepted, Ended> {
+    /// connection ends. A stream belongs to who began it, where peers prove who they are.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        frame: &[u8],
+        replies: &Arc<SharedOutbox>,
+        identity: Option<&PeerIdentity>,
+    ) -> Result<Accepted, Ended> {
         let refused = |refuse: Refuse| {
             let why = format!("a session was refused: {}", refuse.text);
             say_last(replies, refuse);
@@ -71,7 +81,18 @@ impl Sessions {
         let Hello { stream, ref token, .. } = hello;
         // Only asked for what nobody knows: user's code, which must not run under the lock.
         let stored = if self.lock().knows(stream) { None } else { (self.stored)(stream) };
-        let opened = self.lock().open(&hello, stored, &self.terms, Arc::clone(replies), Instant::now());
+        let who = identity.map(|identity| self.numbers.hash_one(identity.who()));
+        let opened = {
+            let mut streams = self.lock();
+            if streams.is_of_another(stream, who) {
+                let text = "the stream was begun by somebody with another certificate".to_owned();
+                Err(Refuse { code: RefuseCode::UNAUTHORIZED, detail: 0, text })
+            } else {
+                let opened = streams.open(&hello, stored, &self.terms, Arc::clone(replies), Instant::now());
+                streams.give(stream, who);
+                opened
+            }
+        };
         let Opened { receiving, greeting, fenced } = opened.map_err(refused)?;
         let accepted = Accepted { sessions: Arc::clone(self), receiving, replies: Arc::clone(replies) };
         if let Some(older) = fenced {

@@ -37,7 +37,8 @@ impl<H: Handler> Socket<H> {
     {
         let make = || Arc::clone(service).connected(peer);
         let handler = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make)).ok()?;
-        Some(Socket { io, reader: Reader::new(handler, Arc::clone(demands)), writer: Writer::default() })
+        let reader = Reader::new(handler, Arc::clone(demands), io.identity().cloned());
+        Some(Socket { io, reader, writer: Writer::default() })
     }
 
     /// Reads, handles and writes, until input ends or either half breaks.

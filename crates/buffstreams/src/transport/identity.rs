@@ -1,6 +1,7 @@
 //! Who the peer has proved to be. Knows nothing of how it did so.
 
 use std::fmt;
+use std::hash::Hash;
 use std::sync::Arc;
 
 /// Who the peer of a TLS connection has proved to be: what its certificate says, which was verified. Cheap to clone.
@@ -13,14 +14,15 @@ pub struct PeerIdentity(Arc<Inside>);
 #[derive(PartialEq, Eq, Hash)]
 struct Inside {
     certificate: Box<[u8]>,
+    subject: Box<[u8]>,
     names: Vec<String>,
 }
 
 impl PeerIdentity {
-    /// `names` are its alternative names.
+    /// `subject` is in DER, as in the certificate; `names` are its alternative names.
     #[cfg(feature = "__tls")]
-    pub(crate) fn new(certificate: &[u8], names: Vec<String>) -> PeerIdentity {
-        PeerIdentity(Arc::new(Inside { certificate: certificate.into(), names }))
+    pub(crate) fn new(certificate: &[u8], subject: &[u8], names: Vec<String>) -> PeerIdentity {
+        PeerIdentity(Arc::new(Inside { certificate: certificate.into(), subject: subject.into(), names }))
     }
 
     /// The certificate, in DER: for whatever else is to be read in it.
@@ -32,6 +34,11 @@ impl PeerIdentity {
     /// kinds are only in the [certificate](Self::certificate).
     pub fn names(&self) -> &[String] {
         &self.0.names
+    }
+
+    /// Who it is, which a newer certificate does not change.
+    pub(crate) fn who(&self) -> impl Hash {
+        (&self.0.subject, &self.0.names)
     }
 }
 

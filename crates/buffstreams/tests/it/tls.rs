@@ -276,6 +276,32 @@ mod pem {
     }
 }
 
+#[tokio::test]
+async fn a_stream_belongs_to_who_began_it_and_a_newer_certificate_is_still_the_same_who() {
+    let authority = authority();
+    authority.issue("client", &["client.example"]);
+    let server =
+        serve(authority.server("server").client_ca(authority.path("ca.pem")).unwrap(), Recorder::default()).await;
+    let tls = authority.certified("client");
+    let connection =
+        Connection::builder().delivery(Delivery::Acked).tls(tls.clone()).dial(server.local_address()).await.unwrap();
+    connection.send(b"one").await.unwrap();
+    in_time("it is settled", connection.flush()).await.unwrap();
+
+    authority.issue("client", &["client.example"]);
+    tls.reload().unwrap();
+    connection.reopen();
+    connection.send(b"two").await.unwrap();
+    assert_eq!(in_time("it is settled", connection.flush()).await.unwrap().settled, 2);
+
+    authority.issue("client", &["thief.example"]);
+    tls.reload().unwrap();
+    connection.reopen();
+    in_time("the refusal", connection.closed()).await;
+    let refusal = connection.refusal().expect("it was refused");
+    assert!(refusal.contains("another certificate"), "{refusal}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_are_exchanged_under_load_and_nothing_is_lost() {
     const MESSAGES: u64 = 50_000;

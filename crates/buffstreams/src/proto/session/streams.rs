@@ -119,6 +119,8 @@ pub(crate) struct Streams<C> {
 struct Stream<C> {
     state: StateId,
     epoch: u64,
+    /// What stands for who began it, if that was proved.
+    owner: Option<u64>,
     /// The connection of this epoch.
     attached: Option<C>,
     /// Connections whose end was not reported.
@@ -232,6 +234,18 @@ impl<C: Clone> Streams<C> {
         self.streams.contains_key(&stream)
     }
 
+    /// Whether a stream is known, and was begun by somebody else. `who` stands for who asks, if that is proved.
+    pub(crate) fn is_of_another(&self, stream: StreamId, who: Option<u64>) -> bool {
+        self.streams.get(&stream).is_some_and(|stream| stream.owner != who)
+    }
+
+    /// A stream that was opened is of nobody else from now on.
+    pub(crate) fn give(&mut self, stream: StreamId, who: Option<u64>) {
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.owner = who;
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn memory_left(&self) -> usize {
         self.memory
@@ -249,6 +263,7 @@ impl<C: Clone> Streams<C> {
             Stream {
                 state: StateId(state),
                 epoch: 0,
+                owner: None,
                 attached: None,
                 connections: 0,
                 ledger: Some(Ledger::new(finished)),

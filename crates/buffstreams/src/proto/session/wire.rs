@@ -154,7 +154,6 @@ impl RefuseCode {
     /// The maximum is over the listener's, which is the detail.
     pub(crate) const MAXIMUM: RefuseCode = RefuseCode(3);
     /// The application refuses the token, or the stream.
-    #[cfg_attr(not(test), expect(dead_code, reason = "a part of the protocol that nothing here says yet"))]
     pub(crate) const UNAUTHORIZED: RefuseCode = RefuseCode(4);
     /// The peer broke a rule.
     pub(crate) const PROTOCOL: RefuseCode = RefuseCode(5);

@@ -97,7 +97,7 @@ impl AsyncWrite for TlsStream {
 fn identity(certificate: &CertificateDer<'_>) -> Option<PeerIdentity> {
     let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
     let names = parsed.valid_dns_names().chain(parsed.valid_uri_names()).map(String::from).collect();
-    Some(PeerIdentity::new(certificate, names))
+    Some(PeerIdentity::new(certificate, parsed.subject(), names))
 }
 
 fn unusable(path: &Path, why: impl fmt::Display) -> Error {
