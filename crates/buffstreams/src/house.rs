@@ -255,10 +255,12 @@ impl<S> Tenant<S> {
         let (peer, unsent) = (&self.address, replies.failed);
         match ended {
             Ended::EndOfStream | Ended::ShutDown if unsent == 0 => tracing::debug!(%peer, "closed: {ended}"),
+            Ended::Handshake(_) => {
+                demands.received.broken.fetch_add(1, Ordering::Relaxed);
+                demands.received.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+                ended_log.warn(|left_out| tracing::warn!(%peer, left_out, "connection refused: {ended}"));
+            }
             _ => {
-                if let Ended::Handshake(_) = ended {
-                    demands.received.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-                }
                 demands.received.broken.fetch_add(1, Ordering::Relaxed);
                 let log = |left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}");
                 ended_log.warn(log);

@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::schema::Schema;
+use crate::tls::{ListenTls, SendTls};
 
 /// Streams length-prefixed messages over TCP: listens for them, sends them, shows how fast that goes.
 #[derive(Debug, Parser)]
@@ -37,6 +38,7 @@ Examples:
   buffstreams listen 127.0.0.1:0 --framing varint --max-message-size 64KiB --output hex
   buffstreams listen unix:/run/readings.sock --count 10
   buffstreams listen :5031 --no-sessions >> readings.log
+  buffstreams listen :5031 --tls-cert server.pem --tls-key server.key --tls-ca senders.pem
   buffstreams listen :5031 --proto reading.proto --type plant.Reading --output json")]
     Listen(ListenArguments),
 
@@ -51,6 +53,7 @@ Examples:
   journalctl -f | buffstreams send collector:5031 --delivery acked --spool outgoing --retry-for 30d
   buffstreams send localhost:5031 unsent.bin --input delimited
   buffstreams send collector:5031 orders.txt --delivery acked --window 1MiB
+  buffstreams send collector:5031 orders.txt --tls-ca authority.pem
   echo '{\"celsius\": 21.5}' |
     buffstreams send localhost:5031 --proto reading.proto --type plant.Reading --input json")]
     Send(SendArguments),
@@ -98,6 +101,9 @@ pub(crate) struct ListenArguments {
     /// Refuse senders that want their messages acknowledged
     #[arg(long)]
     pub(crate) no_sessions: bool,
+
+    #[command(flatten)]
+    pub(crate) tls: ListenTls,
 }
 
 #[derive(Debug, Args)]
@@ -170,6 +176,9 @@ pub(crate) struct SendArguments {
     /// Where failed messages go, in delimited form; created, or emptied
     #[arg(long, value_name = "FILE")]
     pub(crate) failed: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) tls: SendTls,
 }
 
 #[derive(Debug, Args)]
@@ -367,7 +376,7 @@ impl TypeArguments {
 }
 
 /// Ends the program as clap does for what clap itself cannot see.
-fn unusable(subcommand: &str, reason: impl std::fmt::Display) -> ! {
+pub(crate) fn unusable(subcommand: &str, reason: impl std::fmt::Display) -> ! {
     let mut command_line = CommandLine::command();
     command_line.build();
     let command = command_line.find_subcommand_mut(subcommand).expect("a subcommand of this program");

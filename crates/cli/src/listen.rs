@@ -17,16 +17,22 @@ use crate::output::{Batch, Output, Over, Received};
 use crate::progress::{self, Totals};
 use crate::report::Report;
 use crate::signals::Signals;
-use crate::{Outcome, Status};
+use crate::{Outcome, Status, tls};
 
 /// How long what is in hand may take to finish.
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Outcome {
     let framing = arguments.framing();
+    let tls = arguments.tls.server()?;
     let output = Output::new(arguments.output(), arguments.count, Arc::clone(report))?;
     let mut signals = Signals::watch()?;
-    let listener = Listener::builder()
+    let mut builder = Listener::builder();
+    if let Some(tls) = tls {
+        tls::reload_at_hangup(&tls, report)?;
+        builder = builder.tls(tls);
+    }
+    let listener = builder
         .prefix(framing.prefix())
         .max_message_size(framing.max_message_size())
         .on_handler_error(OnHandlerError::Close)

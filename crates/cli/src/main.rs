@@ -16,6 +16,7 @@ mod schema;
 mod send;
 mod signals;
 mod spooled;
+mod tls;
 
 use std::process;
 use std::sync::Arc;

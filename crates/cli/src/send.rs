@@ -30,6 +30,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     let delivery = arguments.delivery();
     let framing = arguments.framing();
     let format = arguments.input();
+    let tls = arguments.tls.client(&arguments.address)?;
     let (source, length) = open(&arguments.file)?;
     if let Some(failed) = &arguments.failed
         && are_the_same(&arguments.file, failed)
@@ -38,10 +39,13 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     }
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
     let mut signals = Signals::watch()?;
-    let builder = match delivery {
+    let mut builder = match delivery {
         Delivery::Sent => Connection::builder(),
         Delivery::Acked { window } => Connection::builder().delivery(buffstreams::Delivery::Acked).window(window),
     };
+    if let Some(tls) = tls {
+        builder = builder.tls(tls);
+    }
     let builder = builder
         .prefix(framing.prefix())
         .max_message_size(framing.max_message_size())

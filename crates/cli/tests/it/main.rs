@@ -15,5 +15,6 @@ mod reconnect;
 mod send;
 mod spool;
 mod terminal;
+mod tls;
 mod usage;
 mod wire;

@@ -57,6 +57,14 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         (&["send", "localhost:1", "--delivery", "acked", "--framing", "u16be"], "varint"),
         (&["send", "localhost:1", "--delivery", "acked", "--framing", "u16le"], "varint"),
         (&["send", "localhost:1", "--framing", "u8", "--max-message-size", "1MiB"], "255"),
+        (&["listen", ":0", "--tls-cert", "server.pem"], "--tls-key"),
+        (&["listen", ":0", "--tls-key", "server.key"], "--tls-cert"),
+        (&["listen", ":0", "--tls-ca", "senders.pem"], "--tls-cert"),
+        (&["send", "localhost:1", "--tls", "--tls-cert", "sender.pem"], "--tls-key"),
+        (&["send", "localhost:1", "--tls-name", "collector.example"], "--tls-ca"),
+        (&["send", "localhost:1", "--tls-cert", "sender.pem", "--tls-key", "sender.key"], "--tls-ca"),
+        (&["send", "localhost:1", "--tls", "--tls-name", "no name"], "no name"),
+        (&["send", "unix:socket", "--tls"], "--tls-name"),
         (&["demo", "--seconds", "0"], "0"),
     ];
     for (arguments, named) in cases {

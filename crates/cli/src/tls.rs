@@ -1,0 +1,114 @@
+//! The `--tls` options of both commands, and SIGHUP, which makes a listener read its files again.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use buffstreams::{Address, Error, ErrorKind, TlsClient, TlsServer};
+use clap::Args;
+
+use crate::args::unusable;
+use crate::report::Report;
+
+/// TLS for `listen`.
+#[derive(Debug, Args)]
+pub(crate) struct ListenTls {
+    /// Speak TLS, with this certificate in PEM, and those behind it that link it to its authority
+    ///
+    /// At SIGHUP all files of TLS are read again. Connections that are open go on as they are.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Demand a certificate of every sender, of one of the authorities in this file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_ca: Option<PathBuf>,
+}
+
+impl ListenTls {
+    pub(crate) fn server(&self) -> Result<Option<TlsServer>, Error> {
+        let ListenTls { tls_cert: Some(chain), tls_key: Some(key), tls_ca } = self else { return Ok(None) };
+        let server = TlsServer::from_pem_files(chain, key)?;
+        match tls_ca {
+            Some(authorities) => server.client_ca(authorities).map(Some),
+            None => Ok(Some(server)),
+        }
+    }
+}
+
+/// TLS for `send`.
+#[derive(Debug, Args)]
+pub(crate) struct SendTls {
+    /// Speak TLS; the listener's certificate must be of an authority that the system believes
+    #[arg(long)]
+    tls: bool,
+
+    /// Speak TLS; the listener's certificate must be of one of the authorities in this file
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+
+    /// With TLS, the name that the listener's certificate must be for [default: the host of the address]
+    #[arg(long, value_name = "NAME")]
+    tls_name: Option<String>,
+
+    /// With TLS, the own certificate in PEM, for listeners that demand one
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+impl SendTls {
+    pub(crate) fn client(&self, address: &Address) -> Result<Option<TlsClient>, Error> {
+        if !self.tls && self.tls_ca.is_none() {
+            if self.tls_name.is_some() || self.tls_cert.is_some() {
+                unusable("send", "--tls-name and --tls-cert are for TLS: add --tls or --tls-ca FILE");
+            }
+            return Ok(None);
+        }
+        if self.tls_name.is_none() && matches!(address, Address::Unix(_)) {
+            unusable("send", "a path is no name that a certificate could be for: add --tls-name NAME");
+        }
+        let mut client = match &self.tls_ca {
+            Some(authorities) => TlsClient::with_ca_file(authorities)?,
+            None => TlsClient::with_system_roots()?,
+        };
+        if let (Some(chain), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            client = client.certificate(chain, key)?;
+        }
+        if let Some(name) = &self.tls_name {
+            client = match client.server_name(name) {
+                Err(error) if error.kind() == ErrorKind::InvalidConfiguration => unusable("send", error),
+                named => named?,
+            };
+        }
+        Ok(Some(client))
+    }
+}
+
+/// From now on SIGHUP does not end the program, but makes it read its files again.
+#[cfg(unix)]
+pub(crate) fn reload_at_hangup(server: &TlsServer, report: &Arc<Report>) -> io::Result<()> {
+    let (server, report) = (server.clone(), Arc::clone(report));
+    let mut hangups = signal_hook::iterator::Signals::new([signal_hook::consts::SIGHUP])?;
+    let reload = move || {
+        for _ in &mut hangups {
+            match server.reload() {
+                Ok(()) => report.say("TLS: the files were read again"),
+                Err(error) => report.fail(format_args!("TLS goes on with what was read before: {error}")),
+            }
+        }
+    };
+    std::thread::Builder::new().name("reload".into()).spawn(reload)?;
+    Ok(())
+}
+
+#[cfg(not(unix))]
+pub(crate) fn reload_at_hangup(_: &TlsServer, _: &Arc<Report>) -> io::Result<()> {
+    Ok(())
+}
