@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 /// Who the peer of a TLS connection has proved to be: what its certificate says, which was verified. Cheap to clone.
 ///
-/// On a listener it is that of the client, if the listener [asks for one](crate::TlsServer::client_ca); on a dialled
+/// On a listener it is that of the client, if the listener demands certificates (`TlsServer::client_ca`); on a dialled
 /// connection that of the server.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct PeerIdentity(Arc<Inside>);
