@@ -143,6 +143,12 @@ pub(crate) fn cases(quick: bool, scale: f64) -> Vec<Case> {
             Case::new("p9", "Acknowledged messages", Unit::MessagesPerSecond)
                 .asks("Messages of 110 bytes whose receiver says that its handler is done with them. What does that cost?")
                 .lanes(&["raw", "buffstreams", "buffstreams-acked"], Load::stream(110, count(15_000_000, 0))),
+            Case::new("p10", "Over TLS", Unit::MessagesPerSecond)
+                .asks(
+                    "Messages of 110 bytes over TLS 1.3, beside a bare TLS stream that moves the same bytes in large \
+                     writes and looks at nothing. What do the messages cost there?",
+                )
+                .lanes(&["raw-tls", "buffstreams-tls"], Load::stream(110, count(8_000_000, 0))),
             Case::new("original", "The Go library's own benchmark", Unit::MessagesPerSecond)
                 .asks("Sixteen senders to one listener, protobuf messages of 110 bytes, decoded on arrival.")
                 .lanes(&["raw"], Load { connections: 16, ..Load::stream(110, count(12_000_000, 0)) })

@@ -39,6 +39,7 @@ const GOALS: &[Goal] = &[
     Goal { case: "p8", of: "buffstreams-prost", reading: VALUE, to: None, asked: AtLeast(5e6) },
     Goal { case: "p8", of: OURS, reading: VALUE, to: Some("protosocket"), asked: AtLeast(4.0) },
     Goal { case: "p9", of: "buffstreams-acked", reading: VALUE, to: Some(OURS), asked: AtLeast(0.95) },
+    Goal { case: "p10", of: "buffstreams-tls", reading: VALUE, to: Some("raw-tls"), asked: AtLeast(0.9) },
 ];
 
 /// The goals that can be told of, on standard output.

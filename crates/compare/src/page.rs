@@ -263,14 +263,14 @@ fn systems(page: &mut String, machine: &Machine, outcomes: &[Outcome]) -> Result
 const COLOURS: &str = r#":root {
   color-scheme: light dark;
   --paper: #fcfcfa; --ink: #1b1d1f; --soft: #5d646b; --grid: #d9dcdf; --range: #1b1d1f;
-  --raw: #a9b0b7; --buffstreams: #0b62c4; --buffstreams-prost: #5b9be6; --buffstreams-acked: #0a4a94; --buffstreams-1-task: #5b9be6;
+  --raw: #a9b0b7; --buffstreams: #0b62c4; --buffstreams-prost: #5b9be6; --buffstreams-acked: #0a4a94; --buffstreams-tls: #0a4a94; --raw-tls: #a9b0b7; --buffstreams-1-task: #5b9be6;
   --tokio-codec: #c25d12; --tokio-codec-send: #e2a472; --protosocket: #2d8a57; --protosocket-channel: #86c3a1;
   --zeromq: #8a4fb0; --tonic: #b8324f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171a; --ink: #e8eaec; --soft: #a2abb3; --grid: #343a40; --range: #e8eaec;
-    --raw: #6d767f; --buffstreams: #4c9bf5; --buffstreams-prost: #2c639f; --buffstreams-acked: #8cc0fa; --buffstreams-1-task: #2c639f;
+    --raw: #6d767f; --buffstreams: #4c9bf5; --buffstreams-prost: #2c639f; --buffstreams-acked: #8cc0fa; --buffstreams-tls: #8cc0fa; --raw-tls: #6d767f; --buffstreams-1-task: #2c639f;
     --tokio-codec: #e08a45; --tokio-codec-send: #8d562a; --protosocket: #4fb37d; --protosocket-channel: #2f6d4b;
     --zeromq: #b483d6; --tonic: #e36a83;
   }

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 
 use crate::Result;
 use crate::load::Load;
-use crate::systems::{buffstreams, raw, tokio_codec};
+use crate::systems::{buffstreams, raw, raw_tls, tokio_codec};
 use crate::tally::Tally;
 use crate::worker::{Done, Gate, Receiving};
 
@@ -44,6 +44,8 @@ pub(crate) static SYSTEMS: &[System] = &[
     buffstreams::SYSTEM,
     buffstreams::PROST,
     buffstreams::ACKED,
+    buffstreams::TLS,
+    raw_tls::SYSTEM,
     tokio_codec::SYSTEM,
     tokio_codec::EACH,
     PROTOSOCKET,

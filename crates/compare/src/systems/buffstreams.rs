@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use buffstreams::{
-    Connection, Delivery, Framing, Handler, HandlerResult, Listener, Message, Peer, Prefix, Service, per_connection,
-    typed,
+    Connection, Delivery, Framing, Handler, HandlerResult, Listener, Message, Peer, Prefix, Service, TlsClient,
+    TlsServer, per_connection, typed,
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -19,6 +19,7 @@ use crate::load::{Load, Work};
 use crate::note::views::{self, NoteView};
 use crate::note::{self, Note};
 use crate::system::{Runner, System};
+use crate::systems::raw_tls::{certificate_of, make_certificate, remove_certificate};
 use crate::tally::{Counter, Tally};
 use crate::worker::{Done, Gate, Receiving};
 use crate::{Error, Result};
@@ -54,6 +55,14 @@ pub(crate) const ACKED: System = System {
     ..SYSTEM
 };
 
+pub(crate) const TLS: System = System {
+    name: "buffstreams-tls",
+    about: "this project over TLS 1.3",
+    settings: "as buffstreams; ring",
+    runner: Some(&BuffStreams { kind: Kind::Tls }),
+    ..SYSTEM
+};
+
 /// From this size on a message is handed over instead of copied.
 const LARGE: usize = 32 * 1024;
 
@@ -70,13 +79,15 @@ enum Kind {
     Prost,
     /// Messages of bytes, acknowledged.
     Acked,
+    /// Messages of bytes, over TLS.
+    Tls,
 }
 
 impl Kind {
     fn delivery(self) -> Delivery {
         match self {
             Kind::Acked => Delivery::Acked,
-            Kind::Views | Kind::Prost => Delivery::Sent,
+            Kind::Views | Kind::Prost | Kind::Tls => Delivery::Sent,
         }
     }
 }
@@ -90,6 +101,9 @@ impl Runner for BuffStreams {
         let kind = self.kind;
         async move {
             match (load.work, kind) {
+                (Work::Stream, Kind::Tls) => {
+                    serve_tls(load, per_connection(move |_: &Peer| Count(tally.counter()))).await
+                }
                 (Work::Stream | Work::Idle, _) => {
                     serve(load, per_connection(move |_: &Peer| Count(tally.counter()))).await
                 }
@@ -97,7 +111,7 @@ impl Runner for BuffStreams {
                     let answer = move |peer: &Peer| Answer { counter: tally.counter(), peer: peer.clone() };
                     serve(load, per_connection(answer)).await
                 }
-                (Work::Notes, Kind::Views | Kind::Acked) => {
+                (Work::Notes, Kind::Views | Kind::Acked | Kind::Tls) => {
                     let service = typed::buffa::per_connection::<views::Note, _>(move |_: &Peer| {
                         let mut counter = tally.counter();
                         move |note: NoteView<'_>| {
@@ -153,6 +167,15 @@ async fn serve<S: Service>(load: Load, service: S) -> Result<Receiving> {
     Ok(Receiving { address, at_work: Box::new(server) })
 }
 
+/// The certificate is named after the port, and the port is known only when somebody listens there.
+async fn serve_tls<S: Service>(load: Load, service: S) -> Result<Receiving> {
+    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let (chain, key) = make_certificate(address)?;
+    let builder = Listener::builder().max_message_size(max_message_size(&load));
+    let listener = builder.tls(TlsServer::from_pem_files(chain, key)?).bind(address).await?;
+    Ok(Receiving { address, at_work: Box::new(listener.spawn(service)) })
+}
+
 struct Count(Counter);
 
 impl Handler for Count {
@@ -177,13 +200,20 @@ impl Handler for Answer {
 }
 
 /// Connections that have not carried anything yet.
-async fn dial(load: &Load, receiver: SocketAddr, count: usize, delivery: Delivery) -> Result<Vec<Connection>> {
+async fn dial(load: &Load, receiver: SocketAddr, count: usize, kind: Kind) -> Result<Vec<Connection>> {
     let mut connections = Vec::new();
     for _ in 0..count {
         // An empty queue takes any message; two of the largest let one be written while the next is made.
         let memory = if load.connections > 1 { MEMORY_AMONG_MANY } else { MEMORY }.max(2 * load.size);
-        let builder = Connection::builder().max_message_size(max_message_size(load)).memory(memory).delivery(delivery);
+        let builder = Connection::builder().max_message_size(max_message_size(load)).memory(memory);
+        let builder = match kind {
+            Kind::Tls => builder.tls(TlsClient::with_ca_file(certificate_of(receiver))?),
+            _ => builder.delivery(kind.delivery()),
+        };
         connections.push(builder.dial(receiver).await?);
+    }
+    if matches!(kind, Kind::Tls) {
+        remove_certificate(receiver)?;
     }
     Ok(connections)
 }
@@ -201,7 +231,7 @@ async fn close(connections: Vec<Connection>) -> Result<Done> {
 
 async fn stream(kind: Kind, load: Load, receiver: SocketAddr, gate: &mut Gate) -> Result<Done> {
     let message = Bytes::from(load.message());
-    let connections = dial(&load, receiver, load.connections, kind.delivery()).await?;
+    let connections = dial(&load, receiver, load.connections, kind).await?;
     for connection in &connections {
         connection.send_bytes(message.clone()).await?;
         connection.flush().await?;
@@ -233,7 +263,7 @@ async fn stream(kind: Kind, load: Load, receiver: SocketAddr, gate: &mut Gate) -
 }
 
 async fn notes(kind: Kind, load: Load, receiver: SocketAddr, gate: &mut Gate) -> Result<Done> {
-    let connections = dial(&load, receiver, load.connections, Delivery::Sent).await?;
+    let connections = dial(&load, receiver, load.connections, Kind::Views).await?;
     for connection in &connections {
         connection.send_prost(&note::note()).await?;
         connection.flush().await?;
@@ -245,7 +275,7 @@ async fn notes(kind: Kind, load: Load, receiver: SocketAddr, gate: &mut Gate) ->
         let share = load.sent_share(index);
         sending.spawn(async move {
             match kind {
-                Kind::Views | Kind::Acked => {
+                Kind::Views | Kind::Acked | Kind::Tls => {
                     let note =
                         NoteView { name: note::NAME, date: note::DATE, comment: note::COMMENT, ..NoteView::default() };
                     for _ in 0..share {
@@ -270,13 +300,13 @@ async fn notes(kind: Kind, load: Load, receiver: SocketAddr, gate: &mut Gate) ->
 
 async fn idle(load: Load, receiver: SocketAddr, gate: &mut Gate) -> Result<Done> {
     let message = load.message();
-    let mut connections = dial(&load, receiver, load.hello() as usize, Delivery::Sent).await?;
+    let mut connections = dial(&load, receiver, load.hello() as usize, Kind::Views).await?;
     for connection in &connections {
         connection.send(&message).await?;
         connection.flush().await?;
     }
     gate.pass()?;
-    let rest = dial(&load, receiver, load.sent_messages() as usize, Delivery::Sent).await?;
+    let rest = dial(&load, receiver, load.sent_messages() as usize, Kind::Views).await?;
     for connection in &rest {
         connection.send(&message).await?;
         connection.flush().await?;

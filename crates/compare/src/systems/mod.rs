@@ -4,6 +4,7 @@ pub(crate) mod buffstreams;
 #[cfg(feature = "protosocket")]
 pub(crate) mod protosocket;
 pub(crate) mod raw;
+pub(crate) mod raw_tls;
 pub(crate) mod tokio_codec;
 #[cfg(feature = "tonic")]
 pub(crate) mod tonic;
