@@ -29,7 +29,8 @@ pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Out
     let mut signals = Signals::watch()?;
     let mut builder = Listener::builder();
     if let Some(tls) = tls {
-        tls::reload_at_hangup(&tls, report)?;
+        let server = tls.clone();
+        tls::reload_at_hangup(move || server.reload(), report)?;
         builder = builder.tls(tls);
     }
     let listener = builder

@@ -18,7 +18,7 @@ use crate::line::{self, Line};
 use crate::progress::{self, Totals};
 use crate::report::Report;
 use crate::signals::Signals;
-use crate::{Outcome, Status};
+use crate::{Outcome, Status, tls};
 
 /// The longest pause between two attempts to connect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -44,6 +44,8 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         Delivery::Acked { window } => Connection::builder().delivery(buffstreams::Delivery::Acked).window(window),
     };
     if let Some(tls) = tls {
+        let client = tls.clone();
+        tls::reload_at_hangup(move || client.reload(), report)?;
         builder = builder.tls(tls);
     }
     let builder = builder

@@ -1,4 +1,4 @@
-//! The `--tls` options of both commands, and SIGHUP, which makes a listener read its files again.
+//! The `--tls` options of both commands, and SIGHUP, which makes them read their files again.
 
 use std::io;
 use std::path::PathBuf;
@@ -55,6 +55,8 @@ pub(crate) struct SendTls {
     tls_name: Option<String>,
 
     /// With TLS, the own certificate in PEM, for listeners that demand one
+    ///
+    /// At SIGHUP all files of TLS are read again, for the next connection.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
 
@@ -93,12 +95,15 @@ impl SendTls {
 
 /// From now on SIGHUP does not end the program, but makes it read its files again.
 #[cfg(unix)]
-pub(crate) fn reload_at_hangup(server: &TlsServer, report: &Arc<Report>) -> io::Result<()> {
-    let (server, report) = (server.clone(), Arc::clone(report));
+pub(crate) fn reload_at_hangup(
+    read_again: impl Fn() -> Result<(), Error> + Send + 'static,
+    report: &Arc<Report>,
+) -> io::Result<()> {
+    let report = Arc::clone(report);
     let mut hangups = signal_hook::iterator::Signals::new([signal_hook::consts::SIGHUP])?;
     let reload = move || {
         for _ in &mut hangups {
-            match server.reload() {
+            match read_again() {
                 Ok(()) => report.say("TLS: the files were read again"),
                 Err(error) => report.fail(format_args!("TLS goes on with what was read before: {error}")),
             }
@@ -109,6 +114,6 @@ pub(crate) fn reload_at_hangup(server: &TlsServer, report: &Arc<Report>) -> io::
 }
 
 #[cfg(not(unix))]
-pub(crate) fn reload_at_hangup(_: &TlsServer, _: &Arc<Report>) -> io::Result<()> {
+pub(crate) fn reload_at_hangup(_: impl Fn() -> Result<(), Error> + Send + 'static, _: &Arc<Report>) -> io::Result<()> {
     Ok(())
 }

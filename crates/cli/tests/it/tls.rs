@@ -141,6 +141,24 @@ fn a_hangup_reads_the_files_again_and_rubbish_in_them_changes_nothing() {
 }
 
 #[test]
+fn a_sender_reads_its_authorities_again_too_and_finds_its_listener_then() {
+    let authority = authority();
+    let next = Authority::new("The next authority");
+    next.issue("server", "127.0.0.1");
+    let (listen, address) = next.listen("server", false);
+    let mut send = Program::start(["send", &address, "--tls-ca", &authority.file("ca.pem")]);
+    send.write(b"x\n");
+    send.wait_stderr("the refusal", |said| String::from_utf8_lossy(said).contains("none of those in").then_some(()));
+    fs::copy(next.file("ca.pem"), authority.file("ca.pem")).unwrap();
+    send.signal(Signal::HUP);
+    listen.wait_lines(1);
+    send.write_all_and_close(b"y\n");
+    let ended = send.end();
+    assert_eq!(account(&ended), [2, 2, 0]);
+    listen.wait_lines(2);
+}
+
+#[test]
 fn the_system_decides_whom_to_believe_if_no_file_does() {
     let authority = authority();
     let (listen, address) = authority.listen("server", false);
