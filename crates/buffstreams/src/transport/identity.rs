@@ -36,9 +36,11 @@ impl PeerIdentity {
         &self.0.names
     }
 
-    /// Who it is, which a newer certificate does not change.
+    /// Who it is, which a newer certificate does not change; unless it says nothing of who, and stands for itself alone.
     pub(crate) fn who(&self) -> impl Hash {
-        (&self.0.subject, &self.0.names)
+        let Inside { certificate, subject, names } = &*self.0;
+        let is_nameless = subject.is_empty() && names.is_empty();
+        (subject, names, is_nameless.then_some(certificate))
     }
 }
 

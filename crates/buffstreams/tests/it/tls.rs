@@ -147,9 +147,13 @@ async fn a_server_that_is_not_who_it_should_be_is_refused_and_named() {
     let authority = authority();
     authority.issue("elsewhere", &["elsewhere.example", "10.1.2.3"]);
     authority.issue_expired("expired", &["127.0.0.1"]);
+    authority.issue_with("authority", &["127.0.0.1"], |parameters| {
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    });
     let other = Authority::new("Somebody else");
     other.issue("server", &["127.0.0.1"]);
     for (tls, words) in [
+        (authority.server("authority"), vec!["that of an authority", "CA:FALSE"]),
         (authority.server("elsewhere"), vec!["elsewhere.example", "10.1.2.3", "should be for 127.0.0.1"]),
         (authority.server("expired"), vec!["has expired", "days ago"]),
         (other.server("server"), vec!["\"Somebody else\"", "ca.pem"]),
@@ -295,6 +299,29 @@ async fn a_stream_belongs_to_who_began_it_and_a_newer_certificate_is_still_the_s
     assert_eq!(in_time("it is settled", connection.flush()).await.unwrap().settled, 2);
 
     authority.issue("client", &["thief.example"]);
+    tls.reload().unwrap();
+    connection.reopen();
+    in_time("the refusal", connection.closed()).await;
+    let refusal = connection.refusal().expect("it was refused");
+    assert!(refusal.contains("another certificate"), "{refusal}");
+}
+
+#[tokio::test]
+async fn certificates_that_name_nobody_are_not_taken_for_each_other() {
+    let authority = authority();
+    let nameless = || authority.issue_with("client", &["127.0.0.2"], |it| it.distinguished_name = Default::default());
+    nameless();
+    let server =
+        serve(authority.server("server").client_ca(authority.path("ca.pem")).unwrap(), Recorder::default()).await;
+    let tls = authority.certified("client");
+    let connection =
+        Connection::builder().delivery(Delivery::Acked).tls(tls.clone()).dial(server.local_address()).await.unwrap();
+    connection.send(b"one").await.unwrap();
+    connection.reopen();
+    connection.send(b"two").await.unwrap();
+    assert_eq!(in_time("they are settled", connection.flush()).await.unwrap().settled, 2);
+
+    nameless();
     tls.reload().unwrap();
     connection.reopen();
     in_time("the refusal", connection.closed()).await;

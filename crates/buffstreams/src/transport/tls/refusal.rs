@@ -50,6 +50,12 @@ fn fault(error: &CertificateError) -> String {
             format!("is not valid before {} from now", since(not_before.as_secs().saturating_sub(time.as_secs())))
         }
         CertificateError::UnknownIssuer => "is of an unknown authority".into(),
+        CertificateError::Other(other) => match other.0.downcast_ref() {
+            Some(webpki::Error::CaUsedAsEndEntity) => {
+                "is that of an authority; one of a server or client has basicConstraints=CA:FALSE".into()
+            }
+            _ => format!("cannot be accepted: {}", other.0),
+        },
         error => format!("cannot be accepted: {error}"),
     }
 }
