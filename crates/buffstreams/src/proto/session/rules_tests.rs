@@ -9,7 +9,7 @@ use super::ledger::{Offer, Verdict};
 use super::receiving::Receiving;
 use super::sending::{Ask, Heard, Sending};
 use super::streams::{Begun, Outcome, Streams, Terms};
-use super::wire::{Control, Hello, RefuseCode, StateId, StreamId, Welcome, handshake_framing};
+use super::wire::{Control, Hello, Refuse, RefuseCode, StateId, StreamId, Welcome, handshake_framing};
 use super::{MOST_REJECTS, SessionError};
 use crate::proto::flight::Untrue;
 use crate::proto::framing::Framing;
@@ -20,7 +20,15 @@ fn framing() -> Framing {
 }
 
 fn welcome(dispatched: u64, committed: u64) -> Control {
-    let state = StateId([1; 16]);
+    welcome_as(StateId([1; 16]), dispatched, committed)
+}
+
+/// Of a receiver that has lost its state.
+fn welcome_anew(dispatched: u64, committed: u64) -> Control {
+    welcome_as(StateId([2; 16]), dispatched, committed)
+}
+
+fn welcome_as(state: StateId, dispatched: u64, committed: u64) -> Control {
     let heartbeat = Duration::from_secs(1);
     Control::Welcome(Welcome { version: 1, state, dispatched, committed, window: 1_000, heartbeat })
 }
@@ -119,7 +127,7 @@ fn a_receiver_that_claims_what_cannot_be_is_not_believed_and_nothing_changes() {
 
     dialled.sending.part(&mut dialled.outbox);
     for (answer, untrue) in [
-        (welcome(3, 0), Untrue::NeverSent { number: 3, last: 2 }),
+        (welcome(3, 1), Untrue::NeverSent { number: 3, last: 2 }),
         (welcome(0, 0), Untrue::Behind { number: 0, first: 2 }),
         (welcome(1, 0), Untrue::TakenBack { number: 0, acked: 1 }),
     ] {
@@ -148,6 +156,38 @@ fn frames_have_their_place() {
     }
     assert_eq!(open.hear(Control::Goodbye), Ok(Heard::Draining));
     assert!(open.hear(Control::Goodbye).is_err(), "once");
+}
+
+#[test]
+fn a_receiver_that_lost_its_state_may_acknowledge_again_what_was_and_takes_back_nothing_of_that() {
+    let mut dialled = Dialled::welcomed(3);
+    dialled.hear(Control::Ack(3)).unwrap();
+    dialled.sending.part(&mut dialled.outbox);
+    dialled.sending.connect(&mut dialled.outbox, dialled.now).unwrap();
+    // It was told that nothing before 4 comes, and a handler still has what came before that.
+    assert!(matches!(dialled.hear(welcome_anew(3, 0)), Ok(Heard::Welcomed { lost: Some(_) })));
+    assert_eq!(dialled.hear(Control::Ack(2)), Ok(Heard::Nothing));
+    assert_eq!(dialled.hear(Control::Ack(1)), Err(Untrue::TakenBack { number: 1, acked: 2 }.into()));
+    assert_eq!((dialled.outbox.tally().settled, dialled.outbox.tally().in_flight), (3, 0));
+}
+
+#[test]
+fn replies_behind_the_last_word_of_a_receiver_are_no_error_and_those_where_there_is_no_session_are() {
+    let mut dialled = Dialled::greeting();
+    assert!(dialled.sending.reply().is_err(), "before WELCOME");
+    dialled.hear(welcome(0, 0)).unwrap();
+    dialled.sending.reply().unwrap();
+    dialled.write();
+    dialled.hear(Control::Ack(3)).unwrap();
+    dialled.sending.leave();
+    dialled.write();
+    assert_eq!(dialled.hear(Control::ConfirmGoodbye), Ok(Heard::Forgotten));
+    dialled.sending.reply().unwrap();
+
+    let mut refused = Dialled::greeting();
+    let refuse = Refuse { code: RefuseCode::BUSY, detail: 0, text: String::new() };
+    refused.hear(Control::Refuse(refuse)).unwrap();
+    assert!(refused.sending.reply().is_err(), "it was refused");
 }
 
 #[test]
@@ -593,7 +633,7 @@ fn a_receiver_is_not_told_to_pass_over_a_rejected_message_before_that_is_on_disk
     dialled.reconnect();
     assert_eq!(dialled.outbox.first_number(), 2, "this process may be the last to know that it was rejected");
     // The receiver was restarted, and knows nothing.
-    assert_eq!(dialled.hear(welcome(1, 1)), Ok(Heard::Welcomed { lost: None }));
+    assert!(matches!(dialled.hear(welcome_anew(1, 1)), Ok(Heard::Welcomed { lost: Some(_) })));
     assert_eq!(dialled.write(), []);
     dialled.sending.stored(2, &mut dialled.outbox);
     assert_eq!(dialled.write(), frames(&[Control::Skip(3)], &[b"six"]));

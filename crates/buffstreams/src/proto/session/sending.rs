@@ -82,6 +82,9 @@ pub(crate) struct Sending {
     ask: Ask,
     /// What the receiver called its knowledge of the stream, when it was last asked.
     state: Option<StateId>,
+    /// How far it said then, or since, that all is finished. That may be less than what another, or the same before it lost
+    /// its state, has acknowledged.
+    committed: u64,
     phase: Phase,
     /// The first number of the last HELLO.
     first: u64,
@@ -110,6 +113,7 @@ impl Sending {
             epoch,
             ask,
             state: None,
+            committed: 0,
             phase: Phase::Apart,
             first: 1,
             confirms: BTreeSet::new(),
@@ -233,7 +237,7 @@ impl Sending {
                 Ok(Heard::Refused(refuse))
             }
             (Phase::Open, Control::Ack(number)) => {
-                Ok(if outbox.acked(number)? { Heard::Resolved } else { Heard::Nothing })
+                Ok(if self.acked(number, self.committed, outbox)? { Heard::Resolved } else { Heard::Nothing })
             }
             (Phase::Open, Control::Goodbye) if !self.heard_goodbye => {
                 self.heard_goodbye = true;
@@ -275,10 +279,10 @@ impl Sending {
             outbox.note_unsent(welcome.dispatched);
             return Ok(Heard::Overtaken);
         }
+        let before = if self.state == Some(welcome.state) { self.committed } else { 0 };
+        Self::check_committed(welcome.committed, before)?;
         outbox.resume(welcome.dispatched, usize::try_from(welcome.window).unwrap_or(usize::MAX))?;
-        // It may have forgotten what is acknowledged, where it was not told that this never comes again.
-        let is_behind = welcome.committed < self.first - 1;
-        outbox.acked(if is_behind { welcome.committed } else { welcome.committed.max(outbox.acked_to()) })?;
+        self.acked(welcome.committed, before, outbox)?;
         let known = self.state.replace(welcome.state);
         let lost = known.filter(|known| *known != welcome.state).map(|_| StateLost { from, to });
         self.phase = Phase::Open;
@@ -286,13 +290,30 @@ impl Sending {
         Ok(Heard::Welcomed { lost })
     }
 
-    /// A reply was read.
+    /// The receiver has finished everything up to here, and had before up to there. Returns whether that is news.
+    fn acked(&mut self, committed: u64, before: u64, outbox: &mut Outbox) -> Result<bool, SessionError> {
+        Self::check_committed(committed, before)?;
+        // Old news where it lost its state, or where a handler still has a message that never comes again.
+        let is_news = outbox.acked(committed.max(outbox.acked_to()))?;
+        self.committed = committed;
+        Ok(is_news)
+    }
+
+    fn check_committed(committed: u64, before: u64) -> Result<(), SessionError> {
+        if committed < before {
+            return Err(Untrue::TakenBack { number: committed, acked: before }.into());
+        }
+        Ok(())
+    }
+
+    /// A reply was read. Those behind the receiver's last word are taken for as long as this side has not ended its stream.
     ///
     /// # Errors
     ///
-    /// If there is no session yet, or no longer.
+    /// If there is no session yet, or it was refused.
     pub(crate) fn reply(&mut self) -> Result<(), SessionError> {
-        if self.phase != Phase::Open {
+        let is_forgotten = self.phase == Phase::Over && self.said_goodbye;
+        if self.phase != Phase::Open && !is_forgotten {
             return Err(SessionError::OutOfPlace { frame: "a message", when: "where there is no session" });
         }
         self.replies = self.replies.checked_add(1).ok_or(SessionError::NumbersExhausted)?;
