@@ -11,6 +11,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::bench::BenchArguments;
 use crate::schema::Schema;
 use crate::tls::{ListenTls, SendTls};
 
@@ -38,6 +39,7 @@ Examples:
   buffstreams listen 127.0.0.1:0 --framing varint --max-message-size 64KiB --output hex
   buffstreams listen unix:/run/readings.sock --count 10
   buffstreams listen :5031 --no-sessions >> readings.log
+  buffstreams listen :5031 --echo --output none
   buffstreams listen :5031 --tls-cert server.pem --tls-key server.key --tls-ca senders.pem
   buffstreams listen :5031 --proto reading.proto --type plant.Reading --output json")]
     Listen(ListenArguments),
@@ -68,6 +70,20 @@ Examples:
   buffstreams failed outgoing drop")]
     Failed(FailedArguments),
 
+    /// Put load on a listener, and measure how long answers take
+    ///
+    /// Messages are due at a given rate whatever becomes of them, and latency counts from when they were due: a stall shows
+    /// in every message that it held up. The answer to a message is its echo, whose every byte is compared, or its
+    /// acknowledgement. Ends with 0 only if every message that was sent was answered.
+    #[command(after_help = "\
+Examples:
+  buffstreams listen :5031 --echo --output none
+  buffstreams bench localhost:5031 --rate 100k
+  buffstreams bench localhost:5031 --rate 10k --connections 50 --size 64..4KiB --html bench.html
+  buffstreams bench localhost:5031 --by acks --rate 100k --json
+  buffstreams bench localhost:5031 --duration 30s")]
+    Bench(BenchArguments),
+
     /// Show the rate over loopback, and that every message arrives intact
     ///
     /// A listener and a sender of protobuf messages in one process. Ends with 0 only if each message arrived, in order
@@ -97,6 +113,10 @@ pub(crate) struct ListenArguments {
     /// Print exactly N messages, over all connections, and end
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
+
+    /// Send every message back to its sender, on the same connection; while replies wait, no more is read
+    #[arg(long)]
+    pub(crate) echo: bool,
 
     /// Refuse senders that want their messages acknowledged
     #[arg(long)]
@@ -190,7 +210,7 @@ pub(crate) struct DemoArguments {
 
 /// How messages stand on the wire; both sides must say the same.
 #[derive(Debug, Args)]
-struct WireArguments {
+pub(crate) struct WireArguments {
     /// How the length stands before each message
     #[arg(
         long,
@@ -251,7 +271,7 @@ pub(crate) enum InputFormat {
 
 /// When a message counts as settled.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
-enum DeliveryLevel {
+pub(crate) enum DeliveryLevel {
     /// The kernel took it
     Sent,
     /// The listener is done with it, and has said so
@@ -309,18 +329,15 @@ impl SendArguments {
         if self.spool.is_none() && self.spool_size.is_some() {
             unusable("send", "--spool-size is for a spool: add --spool DIR");
         }
-        match (self.delivery, self.window, self.wire.framing) {
-            (DeliveryLevel::Sent, None, _) => Delivery::Sent,
-            (DeliveryLevel::Sent, Some(_), _) => {
+        match (self.delivery, self.window) {
+            (DeliveryLevel::Sent, None) => Delivery::Sent,
+            (DeliveryLevel::Sent, Some(_)) => {
                 unusable("send", "--window is for acknowledgements: add --delivery acked")
             }
-            (DeliveryLevel::Acked, _, narrow @ (Prefix::U8 | Prefix::U16Be | Prefix::U16Le)) => unusable(
-                "send",
-                format_args!(
-                    "--framing {narrow} leaves no way to ask for --delivery acked: use buffstreams, varint, u32* or u64*"
-                ),
-            ),
-            (DeliveryLevel::Acked, window, _) => Delivery::Acked { window: window.unwrap_or(WINDOW) },
+            (DeliveryLevel::Acked, window) => {
+                self.wire.check_acked("send");
+                Delivery::Acked { window: window.unwrap_or(WINDOW) }
+            }
         }
     }
 }
@@ -360,8 +377,20 @@ pub(crate) enum Delivery {
 }
 
 impl WireArguments {
-    fn framing(&self, subcommand: &str) -> Framing {
+    pub(crate) fn framing(&self, subcommand: &str) -> Framing {
         Framing::with_max(self.framing, self.max_message_size).unwrap_or_else(|error| unusable(subcommand, error))
+    }
+
+    /// Whether acknowledgements can be asked for; ends the program if not.
+    pub(crate) fn check_acked(&self, subcommand: &str) {
+        if let narrow @ (Prefix::U8 | Prefix::U16Be | Prefix::U16Le) = self.framing {
+            unusable(
+                subcommand,
+                format_args!(
+                    "--framing {narrow} leaves no way to ask for --delivery acked: use buffstreams, varint, u32* or u64*"
+                ),
+            );
+        }
     }
 }
 
@@ -388,7 +417,7 @@ fn prefix_parser() -> impl TypedValueParser<Value = Prefix> {
         .map(|name| name.parse::<Prefix>().expect("the names of all prefixes are parsed"))
 }
 
-fn parse_size(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match &text[digits.len()..] {
         "" => Some(1),
@@ -406,7 +435,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
         .map_err(String::from)
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }

@@ -6,6 +6,7 @@
 #![allow(missing_docs)]
 
 mod acked;
+mod bench;
 mod demo;
 mod framings;
 mod json;

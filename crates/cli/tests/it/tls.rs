@@ -7,7 +7,7 @@ use crate::program::{Folder, Program, Signal, text};
 use crate::reconnect::account;
 
 /// A folder with an authority, `ca.pem`, and certificates of it.
-struct Authority {
+pub(crate) struct Authority {
     folder: Folder,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -36,7 +36,7 @@ impl Authority {
         self.folder.file(&format!("{name}.key"), key.serialize_pem().as_bytes());
     }
 
-    fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         text(&self.folder.path(name))
     }
 
@@ -51,7 +51,7 @@ impl Authority {
     }
 }
 
-fn authority() -> Authority {
+pub(crate) fn authority() -> Authority {
     let authority = Authority::new("Authority of the tests");
     authority.issue("server", "127.0.0.1");
     authority

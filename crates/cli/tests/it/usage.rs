@@ -2,7 +2,7 @@ use crate::program::{Program, data};
 
 #[test]
 fn each_subcommand_shows_an_example_in_its_help() {
-    for subcommand in ["listen", "send", "failed", "demo"] {
+    for subcommand in ["listen", "send", "failed", "bench", "demo"] {
         let help = Program::run([subcommand, "--help"], b"");
         let text = String::from_utf8(help.stdout).unwrap();
         assert_eq!(help.status.code(), Some(0));
@@ -65,6 +65,15 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         (&["send", "localhost:1", "--tls-cert", "sender.pem", "--tls-key", "sender.key"], "--tls-ca"),
         (&["send", "localhost:1", "--tls", "--tls-name", "no name"], "no name"),
         (&["send", "unix:socket", "--tls"], "--tls-name"),
+        (&["bench"], "<ADDRESS>"),
+        (&["bench", ":1", "--rate", "fast"], "10k"),
+        (&["bench", ":1", "--size", "8"], "16"),
+        (&["bench", ":1", "--size", "4KiB..64"], "smaller"),
+        (&["bench", ":1", "--size", "8KiB"], "--max-message-size 8192"),
+        (&["bench", ":1", "--connections", "0"], "0"),
+        (&["bench", ":1", "--duration", "0"], "--duration"),
+        (&["bench", ":1", "--by", "acks", "--delivery", "sent"], "--delivery acked"),
+        (&["bench", ":1", "--by", "acks", "--framing", "u8"], "varint"),
         (&["demo", "--seconds", "0"], "0"),
     ];
     for (arguments, named) in cases {
