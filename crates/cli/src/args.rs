@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArguments;
+use crate::config;
 use crate::schema::Schema;
 use crate::tls::{ListenTls, SendTls};
 
@@ -19,6 +20,14 @@ use crate::tls::{ListenTls, SendTls};
 #[derive(Debug, Parser)]
 #[command(name = "buffstreams", version, max_term_width = 100, after_help = EXIT_STATUS)]
 struct CommandLine {
+    /// Take options from this file too; those that are typed go before
+    ///
+    /// TOML, with the names of the options: `max-message-size = "64KiB"`, `no-sessions = true`, `proto = ["a.proto", "b.proto"]`.
+    /// What stands in `[listen]` is for `buffstreams listen`; what stands above all tables, for every command that has such
+    /// an option. Paths are as on the command line.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -278,9 +287,23 @@ pub(crate) enum DeliveryLevel {
     Acked,
 }
 
-/// Reads the program's own command line; ends the program when it cannot be used, or only asks for help.
+/// The whole command line of the program.
+fn program() -> clap::Command {
+    CommandLine::command()
+}
+
+/// Reads the program's own command line, and the file that it names; ends the program when they cannot be used, or when it
+/// only asks for help.
 pub(crate) fn parse() -> Command {
-    CommandLine::parse().command
+    let mut program = program();
+    let line = match config::complete(&program, std::env::args_os().collect()) {
+        Ok(line) => line,
+        Err(error) => program.error(ErrorKind::ValueValidation, error).exit(),
+    };
+    match CommandLine::try_parse_from(&line.arguments) {
+        Ok(read) => read.command,
+        Err(error) => line.explain(error).exit(),
+    }
 }
 
 impl ListenArguments {
@@ -449,6 +472,33 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         CommandLine::command().debug_assert();
+    }
+
+    /// The command lines of this program in the examples of a command's help.
+    fn examples(command: &clap::Command) -> Vec<Vec<String>> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let Some((_, examples)) = help.split_once("Examples:\n") else { return Vec::new() };
+        let lines = examples.replace("|\n", "| ");
+        let parts = lines.lines().flat_map(|line| line.split(" | ")).map(|part| part.trim());
+        let own = parts.filter(|part| part.starts_with("buffstreams "));
+        own.map(|part| {
+            let words = shlex::split(part).unwrap_or_else(|| panic!("a shell takes {part}"));
+            words.into_iter().take_while(|word| !word.starts_with('>')).collect()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_and_every_example_can_be_typed() {
+        for command in program().get_subcommands() {
+            let examples = examples(command);
+            assert!(examples.iter().any(|words| words[1] == command.get_name()), "{}", command.get_name());
+            for words in examples {
+                if let Err(error) = CommandLine::try_parse_from(&words) {
+                    panic!("{words:?}: {error}");
+                }
+            }
+        }
     }
 
     #[test]

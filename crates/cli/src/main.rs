@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod config;
 mod demo;
 mod echo;
 mod failed;

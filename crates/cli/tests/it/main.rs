@@ -7,6 +7,7 @@
 
 mod acked;
 mod bench;
+mod config;
 mod demo;
 mod framings;
 mod json;

@@ -1,14 +1,52 @@
-use crate::program::{Program, data};
+use crate::program::{Program, Signal, data};
+
+/// The commands that the program says it has.
+fn commands() -> Vec<String> {
+    let help = String::from_utf8(Program::run(["--help"], b"").stdout).unwrap();
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names = listed.filter(|line| !line.starts_with("   ")).filter_map(|line| line.split_whitespace().next());
+    let commands: Vec<_> = names.filter(|name| *name != "help").map(str::to_owned).collect();
+    assert!(commands.len() >= 5, "{help}");
+    commands
+}
 
 #[test]
 fn each_subcommand_shows_an_example_in_its_help() {
-    for subcommand in ["listen", "send", "failed", "bench", "demo"] {
-        let help = Program::run([subcommand, "--help"], b"");
+    for subcommand in commands() {
+        let help = Program::run([&subcommand, "--help"], b"");
         let text = String::from_utf8(help.stdout).unwrap();
         assert_eq!(help.status.code(), Some(0));
         let (_, examples) = text.split_once("Examples:").expect("help has examples");
         assert!(examples.contains(&format!("buffstreams {subcommand}")), "{text}");
+        assert!(!is_coloured(&text), "not a terminal: {text}");
     }
+}
+
+/// Whether there is a sequence that changes the look of text; one that moves the cursor is none.
+fn is_coloured(text: &str) -> bool {
+    text.split("\x1b[")
+        .skip(1)
+        .any(|after| after.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m'))
+}
+
+#[test]
+fn there_are_colours_on_a_terminal_and_none_with_no_color() {
+    let wrong = ["listen", ":0", "--count=few"];
+    for (no_color, expected) in [("", true), ("1", false)] {
+        let environment = [("TERM", "xterm-256color"), ("NO_COLOR", no_color)];
+        let ended = Program::start_on_terminal_in(&environment, wrong).end();
+        assert!(ended.stderr.contains("few"), "{}", ended.stderr);
+        assert_eq!(is_coloured(&ended.stderr), expected, "NO_COLOR={no_color:?}: {}", ended.stderr);
+    }
+    let ended = Program::run(wrong, b"");
+    assert!(!is_coloured(&ended.stderr), "not a terminal: {}", ended.stderr);
+
+    let environment = [("TERM", "xterm-256color"), ("NO_COLOR", "1")];
+    let listen = Program::start_on_terminal_in(&environment, ["listen", "127.0.0.1:0"]);
+    listen.wait_stderr("a rate", |said| String::from_utf8_lossy(said).contains("msg/s").then_some(()));
+    listen.signal(Signal::TERM);
+    let ended = listen.end();
+    assert!(!is_coloured(&ended.stderr), "{}", ended.stderr);
 }
 
 #[test]
