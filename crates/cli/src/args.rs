@@ -10,6 +10,7 @@ use buffstreams::{Address, Framing, Prefix};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::bench::BenchArguments;
 use crate::config;
@@ -102,6 +103,28 @@ Examples:
   buffstreams demo
   buffstreams demo --seconds 30")]
     Demo(DemoArguments),
+
+    /// Print what a shell needs to complete the command line
+    #[command(after_help = "\
+Examples:
+  buffstreams completions bash > ~/.local/share/bash-completion/completions/buffstreams
+  buffstreams completions zsh > ~/.zfunc/_buffstreams
+  buffstreams completions fish > ~/.config/fish/completions/buffstreams.fish")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+
+    /// Print the manual page, or write those of all commands into a directory
+    #[command(after_help = "\
+Examples:
+  buffstreams man | man -l -
+  buffstreams man ~/.local/share/man/man1")]
+    Man {
+        /// Where to write the pages; created if it is not there
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -287,8 +310,8 @@ pub(crate) enum DeliveryLevel {
     Acked,
 }
 
-/// The whole command line of the program.
-fn program() -> clap::Command {
+/// The whole command line of the program, for those who describe it.
+pub(crate) fn program() -> clap::Command {
     CommandLine::command()
 }
 

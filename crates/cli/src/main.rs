@@ -12,6 +12,7 @@ mod failed;
 mod input;
 mod line;
 mod listen;
+mod manual;
 mod output;
 mod progress;
 mod report;
@@ -65,5 +66,7 @@ async fn run(command: Command, report: &Arc<Report>) -> Outcome {
         Command::Failed(arguments) => spooled::run(&arguments, report),
         Command::Bench(arguments) => bench::run(arguments, report).await,
         Command::Demo(arguments) => demo::run(arguments, report).await,
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { directory } => manual::run(directory.as_deref()),
     }
 }

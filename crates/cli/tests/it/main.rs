@@ -12,6 +12,7 @@ mod demo;
 mod framings;
 mod json;
 mod listen;
+mod manual;
 mod program;
 mod reconnect;
 mod send;
