@@ -10,7 +10,10 @@ use buffstreams::{Address, Framing, Prefix};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
+use crate::bench::BenchArguments;
+use crate::config;
 use crate::schema::Schema;
 use crate::tls::{ListenTls, SendTls};
 
@@ -18,6 +21,14 @@ use crate::tls::{ListenTls, SendTls};
 #[derive(Debug, Parser)]
 #[command(name = "buffstreams", version, max_term_width = 100, after_help = EXIT_STATUS)]
 struct CommandLine {
+    /// Take options from this file too; those that are typed go before
+    ///
+    /// TOML, with the names of the options: `max-message-size = "64KiB"`, `no-sessions = true`, `proto = ["a.proto", "b.proto"]`.
+    /// What stands in `[listen]` is for `buffstreams listen`; what stands above all tables, for every command that has such
+    /// an option. Paths are as on the command line.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -38,6 +49,7 @@ Examples:
   buffstreams listen 127.0.0.1:0 --framing varint --max-message-size 64KiB --output hex
   buffstreams listen unix:/run/readings.sock --count 10
   buffstreams listen :5031 --no-sessions >> readings.log
+  buffstreams listen :5031 --echo --output none
   buffstreams listen :5031 --tls-cert server.pem --tls-key server.key --tls-ca senders.pem
   buffstreams listen :5031 --proto reading.proto --type plant.Reading --output json")]
     Listen(ListenArguments),
@@ -68,6 +80,20 @@ Examples:
   buffstreams failed outgoing drop")]
     Failed(FailedArguments),
 
+    /// Put load on a listener, and measure how long answers take
+    ///
+    /// Messages are due at a given rate whatever becomes of them, and latency counts from when they were due: a stall shows
+    /// in every message that it held up. The answer to a message is its echo, whose every byte is compared, or its
+    /// acknowledgement. Ends with 0 only if every message that was sent was answered.
+    #[command(after_help = "\
+Examples:
+  buffstreams listen :5031 --echo --output none
+  buffstreams bench localhost:5031 --rate 100k
+  buffstreams bench localhost:5031 --rate 10k --connections 50 --size 64..4KiB --html bench.html
+  buffstreams bench localhost:5031 --by acks --rate 100k --json
+  buffstreams bench localhost:5031 --duration 30s")]
+    Bench(BenchArguments),
+
     /// Show the rate over loopback, and that every message arrives intact
     ///
     /// A listener and a sender of protobuf messages in one process. Ends with 0 only if each message arrived, in order
@@ -77,6 +103,28 @@ Examples:
   buffstreams demo
   buffstreams demo --seconds 30")]
     Demo(DemoArguments),
+
+    /// Print what a shell needs to complete the command line
+    #[command(after_help = "\
+Examples:
+  buffstreams completions bash > ~/.local/share/bash-completion/completions/buffstreams
+  buffstreams completions zsh > ~/.zfunc/_buffstreams
+  buffstreams completions fish > ~/.config/fish/completions/buffstreams.fish")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+
+    /// Print the manual page, or write those of all commands into a directory
+    #[command(after_help = "\
+Examples:
+  buffstreams man | man -l -
+  buffstreams man ~/.local/share/man/man1")]
+    Man {
+        /// Where to write the pages; created if it is not there
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +145,10 @@ pub(crate) struct ListenArguments {
     /// Print exactly N messages, over all connections, and end
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
+
+    /// Send every message back to its sender, on the same connection; while replies wait, no more is read
+    #[arg(long)]
+    pub(crate) echo: bool,
 
     /// Refuse senders that want their messages acknowledged
     #[arg(long)]
@@ -190,7 +242,7 @@ pub(crate) struct DemoArguments {
 
 /// How messages stand on the wire; both sides must say the same.
 #[derive(Debug, Args)]
-struct WireArguments {
+pub(crate) struct WireArguments {
     /// How the length stands before each message
     #[arg(
         long,
@@ -251,16 +303,30 @@ pub(crate) enum InputFormat {
 
 /// When a message counts as settled.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
-enum DeliveryLevel {
+pub(crate) enum DeliveryLevel {
     /// The kernel took it
     Sent,
     /// The listener is done with it, and has said so
     Acked,
 }
 
-/// Reads the program's own command line; ends the program when it cannot be used, or only asks for help.
+/// The whole command line of the program, for those who describe it.
+pub(crate) fn program() -> clap::Command {
+    CommandLine::command()
+}
+
+/// Reads the program's own command line, and the file that it names; ends the program when they cannot be used, or when it
+/// only asks for help.
 pub(crate) fn parse() -> Command {
-    CommandLine::parse().command
+    let mut program = program();
+    let line = match config::complete(&program, std::env::args_os().collect()) {
+        Ok(line) => line,
+        Err(error) => program.error(ErrorKind::ValueValidation, error).exit(),
+    };
+    match CommandLine::try_parse_from(&line.arguments) {
+        Ok(read) => read.command,
+        Err(error) => line.explain(error).exit(),
+    }
 }
 
 impl ListenArguments {
@@ -309,18 +375,15 @@ impl SendArguments {
         if self.spool.is_none() && self.spool_size.is_some() {
             unusable("send", "--spool-size is for a spool: add --spool DIR");
         }
-        match (self.delivery, self.window, self.wire.framing) {
-            (DeliveryLevel::Sent, None, _) => Delivery::Sent,
-            (DeliveryLevel::Sent, Some(_), _) => {
+        match (self.delivery, self.window) {
+            (DeliveryLevel::Sent, None) => Delivery::Sent,
+            (DeliveryLevel::Sent, Some(_)) => {
                 unusable("send", "--window is for acknowledgements: add --delivery acked")
             }
-            (DeliveryLevel::Acked, _, narrow @ (Prefix::U8 | Prefix::U16Be | Prefix::U16Le)) => unusable(
-                "send",
-                format_args!(
-                    "--framing {narrow} leaves no way to ask for --delivery acked: use buffstreams, varint, u32* or u64*"
-                ),
-            ),
-            (DeliveryLevel::Acked, window, _) => Delivery::Acked { window: window.unwrap_or(WINDOW) },
+            (DeliveryLevel::Acked, window) => {
+                self.wire.check_acked("send");
+                Delivery::Acked { window: window.unwrap_or(WINDOW) }
+            }
         }
     }
 }
@@ -360,8 +423,20 @@ pub(crate) enum Delivery {
 }
 
 impl WireArguments {
-    fn framing(&self, subcommand: &str) -> Framing {
+    pub(crate) fn framing(&self, subcommand: &str) -> Framing {
         Framing::with_max(self.framing, self.max_message_size).unwrap_or_else(|error| unusable(subcommand, error))
+    }
+
+    /// Whether acknowledgements can be asked for; ends the program if not.
+    pub(crate) fn check_acked(&self, subcommand: &str) {
+        if let narrow @ (Prefix::U8 | Prefix::U16Be | Prefix::U16Le) = self.framing {
+            unusable(
+                subcommand,
+                format_args!(
+                    "--framing {narrow} leaves no way to ask for --delivery acked: use buffstreams, varint, u32* or u64*"
+                ),
+            );
+        }
     }
 }
 
@@ -388,7 +463,7 @@ fn prefix_parser() -> impl TypedValueParser<Value = Prefix> {
         .map(|name| name.parse::<Prefix>().expect("the names of all prefixes are parsed"))
 }
 
-fn parse_size(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match &text[digits.len()..] {
         "" => Some(1),
@@ -406,7 +481,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
         .map_err(String::from)
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
@@ -420,6 +495,33 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         CommandLine::command().debug_assert();
+    }
+
+    /// The command lines of this program in the examples of a command's help.
+    fn examples(command: &clap::Command) -> Vec<Vec<String>> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let Some((_, examples)) = help.split_once("Examples:\n") else { return Vec::new() };
+        let lines = examples.replace("|\n", "| ");
+        let parts = lines.lines().flat_map(|line| line.split(" | ")).map(|part| part.trim());
+        let own = parts.filter(|part| part.starts_with("buffstreams "));
+        own.map(|part| {
+            let words = shlex::split(part).unwrap_or_else(|| panic!("a shell takes {part}"));
+            words.into_iter().take_while(|word| !word.starts_with('>')).collect()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_and_every_example_can_be_typed() {
+        for command in program().get_subcommands() {
+            let examples = examples(command);
+            assert!(examples.iter().any(|words| words[1] == command.get_name()), "{}", command.get_name());
+            for words in examples {
+                if let Err(error) = CommandLine::try_parse_from(&words) {
+                    panic!("{words:?}: {error}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! is never finished, so that its sender keeps it for another listener.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use buffstreams::{
@@ -13,6 +13,7 @@ use buffstreams::{
 };
 
 use crate::args::ListenArguments;
+use crate::echo::Echo;
 use crate::output::{Batch, Output, Over, Received};
 use crate::progress::{self, Totals};
 use crate::report::Report;
@@ -47,6 +48,7 @@ pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Out
         let (output, report) = (Arc::clone(&output), Arc::clone(report));
         move |peer: &Peer| Printer {
             peer: peer.address().clone(),
+            echo: arguments.echo.then(|| Echo::new(peer)),
             batch: Batch::new(Arc::clone(&output)),
             report: Arc::clone(&report),
             taken: Vec::new(),
@@ -97,6 +99,8 @@ fn watch(output: &Arc<Output>, report: &Report) {
 /// Prints the messages of one connection.
 struct Printer {
     peer: PeerAddress,
+    /// Sends back what had a place.
+    echo: Option<Echo>,
     batch: Batch,
     report: Arc<Report>,
     /// With a `--count`, the numbers in their stream of the messages that had a place; the first `written` of them are in
@@ -112,12 +116,17 @@ impl Handler for Printer {
     fn message(&mut self, message: Message<'_>) -> HandlerResult {
         if !self.batch.add(&message, &self.peer) {
             self.has_left_out = true;
-        } else if self.defers()
+            return Ok(());
+        }
+        if self.defers()
             && let Some(number) = message.number()
         {
             self.taken.push(number);
         }
-        Ok(())
+        match &mut self.echo {
+            Some(echo) => Ok(echo.send(&message)?),
+            None => Ok(()),
+        }
     }
 
     fn batch_end(&mut self) -> HandlerResult {
@@ -144,6 +153,9 @@ impl Handler for Printer {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
         self.waker.clone_from(cx.waker());
+        if let Some(echo) = &mut self.echo {
+            ready!(echo.poll_ready(cx))?;
+        }
         let output = self.batch.output();
         match (output.is_full(), output.is_closing()) {
             (false, _) => Poll::Ready(Ok(())),
@@ -154,8 +166,8 @@ impl Handler for Printer {
         }
     }
 
-    fn poll_finished(&mut self, _: &mut Context<'_>) -> Poll<HandlerResult> {
-        Poll::Ready(Ok(()))
+    fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
+        self.echo.as_mut().map_or(Poll::Ready(Ok(())), |echo| echo.poll_ready(cx))
     }
 
     fn ended(&mut self, why: &Ended) {

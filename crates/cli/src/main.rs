@@ -1,14 +1,18 @@
-//! The program `buffstreams`: `listen`, `send`, `failed` and `demo`, on top of the library of the same name.
+//! The program `buffstreams`: `listen`, `send`, `failed`, `bench` and `demo`, on top of the library of the same name.
 //!
 //! Each subcommand has a file; what they share is how messages stand in text and files (`input`, `output`, `schema`), and
 //! what a person or a script is told on standard error (`report`, `progress`).
 
 mod args;
+mod bench;
+mod config;
 mod demo;
+mod echo;
 mod failed;
 mod input;
 mod line;
 mod listen;
+mod manual;
 mod output;
 mod progress;
 mod report;
@@ -60,6 +64,9 @@ async fn run(command: Command, report: &Arc<Report>) -> Outcome {
         Command::Listen(arguments) => listen::run(arguments, report).await,
         Command::Send(arguments) => send::run(arguments, report).await,
         Command::Failed(arguments) => spooled::run(&arguments, report),
+        Command::Bench(arguments) => bench::run(arguments, report).await,
         Command::Demo(arguments) => demo::run(arguments, report).await,
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { directory } => manual::run(directory.as_deref()),
     }
 }

@@ -30,7 +30,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     let delivery = arguments.delivery();
     let framing = arguments.framing();
     let format = arguments.input();
-    let tls = arguments.tls.client(&arguments.address)?;
+    let tls = arguments.tls.client("send", &arguments.address)?;
     let (source, length) = open(&arguments.file)?;
     if let Some(failed) = &arguments.failed
         && are_the_same(&arguments.file, failed)

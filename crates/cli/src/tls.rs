@@ -1,4 +1,4 @@
-//! The `--tls` options of both commands, and SIGHUP, which makes them read their files again.
+//! The `--tls` options of those who listen and of those who dial, and SIGHUP, which makes them read their files again.
 
 use std::io;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ impl ListenTls {
     }
 }
 
-/// TLS for `send`.
+/// TLS for those who dial.
 #[derive(Debug, Args)]
 pub(crate) struct SendTls {
     /// Speak TLS; the listener's certificate must be of an authority that the system believes
@@ -66,15 +66,15 @@ pub(crate) struct SendTls {
 }
 
 impl SendTls {
-    pub(crate) fn client(&self, address: &Address) -> Result<Option<TlsClient>, Error> {
+    pub(crate) fn client(&self, subcommand: &str, address: &Address) -> Result<Option<TlsClient>, Error> {
         if !self.tls && self.tls_ca.is_none() {
             if self.tls_name.is_some() || self.tls_cert.is_some() {
-                unusable("send", "--tls-name and --tls-cert are for TLS: add --tls or --tls-ca FILE");
+                unusable(subcommand, "--tls-name and --tls-cert are for TLS: add --tls or --tls-ca FILE");
             }
             return Ok(None);
         }
         if self.tls_name.is_none() && matches!(address, Address::Unix(_)) {
-            unusable("send", "a path is no name that a certificate could be for: add --tls-name NAME");
+            unusable(subcommand, "a path is no name that a certificate could be for: add --tls-name NAME");
         }
         let mut client = match &self.tls_ca {
             Some(authorities) => TlsClient::with_ca_file(authorities)?,
@@ -85,7 +85,7 @@ impl SendTls {
         }
         if let Some(name) = &self.tls_name {
             client = match client.server_name(name) {
-                Err(error) if error.kind() == ErrorKind::InvalidConfiguration => unusable("send", error),
+                Err(error) if error.kind() == ErrorKind::InvalidConfiguration => unusable(subcommand, error),
                 named => named?,
             };
         }

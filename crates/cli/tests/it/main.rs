@@ -6,10 +6,13 @@
 #![allow(missing_docs)]
 
 mod acked;
+mod bench;
+mod config;
 mod demo;
 mod framings;
 mod json;
 mod listen;
+mod manual;
 mod program;
 mod reconnect;
 mod send;

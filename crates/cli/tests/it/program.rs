@@ -67,13 +67,22 @@ impl Program {
 
     /// The same, with a terminal for its standard error.
     pub(crate) fn start_on_terminal(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Program {
+        Program::start_on_terminal_in(&[], arguments)
+    }
+
+    /// The same, with these variables in its environment.
+    pub(crate) fn start_on_terminal_in(
+        environment: &[(&str, &str)],
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Program {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&ours).unwrap();
         unlockpt(&ours).unwrap();
         let name = ptsname(&ours, Vec::new()).unwrap();
         let theirs = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-        let program = Program::spawn(arguments, Stdio::piped(), theirs.into(), Some(Box::new(File::from(ours))));
+        let ours = Some(Box::new(File::from(ours)) as _);
+        let program = Program::spawn_in(environment, arguments, Stdio::piped(), theirs.into(), ours);
         program.read_stdout();
         program
     }
@@ -84,7 +93,18 @@ impl Program {
         stderr: Stdio,
         terminal: Option<Box<dyn Read + Send>>,
     ) -> Program {
+        Program::spawn_in(&[], arguments, stdout, stderr, terminal)
+    }
+
+    fn spawn_in(
+        environment: &[(&str, &str)],
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        stdout: Stdio,
+        stderr: Stdio,
+        terminal: Option<Box<dyn Read + Send>>,
+    ) -> Program {
         let mut child = Command::new(env!("CARGO_BIN_EXE_buffstreams"))
+            .envs(environment.iter().copied())
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(stdout)

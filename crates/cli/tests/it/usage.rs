@@ -1,14 +1,52 @@
-use crate::program::{Program, data};
+use crate::program::{Program, Signal, data};
+
+/// The commands that the program says it has.
+pub(crate) fn commands() -> Vec<String> {
+    let help = String::from_utf8(Program::run(["--help"], b"").stdout).unwrap();
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names = listed.filter(|line| !line.starts_with("   ")).filter_map(|line| line.split_whitespace().next());
+    let commands: Vec<_> = names.filter(|name| *name != "help").map(str::to_owned).collect();
+    assert!(commands.len() >= 7, "{help}");
+    commands
+}
 
 #[test]
 fn each_subcommand_shows_an_example_in_its_help() {
-    for subcommand in ["listen", "send", "failed", "demo"] {
-        let help = Program::run([subcommand, "--help"], b"");
+    for subcommand in commands() {
+        let help = Program::run([&subcommand, "--help"], b"");
         let text = String::from_utf8(help.stdout).unwrap();
         assert_eq!(help.status.code(), Some(0));
         let (_, examples) = text.split_once("Examples:").expect("help has examples");
         assert!(examples.contains(&format!("buffstreams {subcommand}")), "{text}");
+        assert!(!is_coloured(&text), "not a terminal: {text}");
     }
+}
+
+/// Whether there is a sequence that changes the look of text; one that moves the cursor is none.
+fn is_coloured(text: &str) -> bool {
+    text.split("\x1b[")
+        .skip(1)
+        .any(|after| after.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m'))
+}
+
+#[test]
+fn there_are_colours_on_a_terminal_and_none_with_no_color() {
+    let wrong = ["listen", ":0", "--count=few"];
+    for (no_color, expected) in [("", true), ("1", false)] {
+        let environment = [("TERM", "xterm-256color"), ("NO_COLOR", no_color)];
+        let ended = Program::start_on_terminal_in(&environment, wrong).end();
+        assert!(ended.stderr.contains("few"), "{}", ended.stderr);
+        assert_eq!(is_coloured(&ended.stderr), expected, "NO_COLOR={no_color:?}: {}", ended.stderr);
+    }
+    let ended = Program::run(wrong, b"");
+    assert!(!is_coloured(&ended.stderr), "not a terminal: {}", ended.stderr);
+
+    let environment = [("TERM", "xterm-256color"), ("NO_COLOR", "1")];
+    let listen = Program::start_on_terminal_in(&environment, ["listen", "127.0.0.1:0"]);
+    listen.wait_stderr("a rate", |said| String::from_utf8_lossy(said).contains("msg/s").then_some(()));
+    listen.signal(Signal::TERM);
+    let ended = listen.end();
+    assert!(!is_coloured(&ended.stderr), "{}", ended.stderr);
 }
 
 #[test]
@@ -65,7 +103,17 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         (&["send", "localhost:1", "--tls-cert", "sender.pem", "--tls-key", "sender.key"], "--tls-ca"),
         (&["send", "localhost:1", "--tls", "--tls-name", "no name"], "no name"),
         (&["send", "unix:socket", "--tls"], "--tls-name"),
+        (&["bench"], "<ADDRESS>"),
+        (&["bench", ":1", "--rate", "fast"], "10k"),
+        (&["bench", ":1", "--size", "8"], "16"),
+        (&["bench", ":1", "--size", "4KiB..64"], "smaller"),
+        (&["bench", ":1", "--size", "8KiB"], "--max-message-size 8192"),
+        (&["bench", ":1", "--connections", "0"], "0"),
+        (&["bench", ":1", "--duration", "0"], "--duration"),
+        (&["bench", ":1", "--by", "acks", "--delivery", "sent"], "--delivery acked"),
+        (&["bench", ":1", "--by", "acks", "--framing", "u8"], "varint"),
         (&["demo", "--seconds", "0"], "0"),
+        (&["completions", "cmd"], "bash"),
     ];
     for (arguments, named) in cases {
         let ended = Program::run(*arguments, b"");

@@ -1,0 +1,149 @@
+//! `buffstreams bench`: puts load on a listener and measures what comes back.
+//!
+//! All connections are open, and each has had one message answered, before the clock starts (`load`). Then messages are due
+//! at a given rate whatever becomes of them (`pace`), answers are heard (`answers`) and counted (`account`), and told as a table
+//! or as JSON (`table`) and as a picture (`picture`). Nothing is left out quietly: what was not sent, not answered or not
+//! answered right is counted, and what percentiles leave out is said beside them.
+
+mod account;
+mod answers;
+mod arguments;
+mod load;
+mod measured;
+mod message;
+mod pace;
+mod picture;
+mod table;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use buffstreams::{Connection, Framing, Retry, State, TlsClient, per_connection};
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+
+use crate::args::unusable;
+use crate::report::Report;
+use crate::signals::Signals;
+use crate::{Outcome, Status, tls};
+
+use answers::{Echoes, HELLO, Hearing};
+pub(crate) use arguments::BenchArguments;
+use arguments::By;
+use load::measure;
+use message::Content;
+
+/// Connections that are opened at a time.
+const OPENED_TOGETHER: usize = 64;
+
+/// Messages in hand of one of a few connections, and of one of many, in bytes.
+const MEMORY: usize = 4 << 20;
+const MEMORY_OF_MANY: usize = 256 << 10;
+const MANY: usize = 8;
+
+/// How long a good end may take.
+const LAST_WORK: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outcome {
+    let framing = arguments.framing();
+    if arguments.duration.is_zero() {
+        unusable("bench", "--duration 0 measures nothing");
+    }
+    let tls = arguments.tls.client("bench", &arguments.address)?;
+    if let Some(client) = tls.clone() {
+        tls::reload_at_hangup(move || client.reload(), report)?;
+    }
+    let mut signals = Signals::watch()?;
+    let hearing = Hearing::new(Content::new(arguments.size), arguments.connections, arguments.by == By::Echo);
+    let connections = tokio::select! {
+        opened = open(&arguments, framing, tls, &hearing) => opened?,
+        () = signals.first() => return Err("interrupted before the load had begun".into()),
+    };
+    let measured = measure(&arguments, &connections, &hearing, &mut signals, report).await;
+    let closed = connections.iter().filter(|connection| connection.state() == State::Closed).count();
+    let last_work = if measured.lost() == 0 { LAST_WORK } else { Duration::ZERO };
+    join_all(connections.iter().map(|connection| connection.close(last_work))).await;
+    report.finish();
+    report.say_left_out();
+
+    let told = if arguments.json { table::json(&measured) } else { table::text(&measured) };
+    io::stdout().write_all(told.as_bytes())?;
+    let picture = (arguments.html.is_some() || arguments.svg.is_some()).then(|| picture::svg(&measured)).transpose()?;
+    if let (Some(path), Some(picture)) = (&arguments.html, &picture) {
+        write(path, &picture::html(&measured, picture))?;
+    }
+    if let (Some(path), Some(picture)) = (&arguments.svg, &picture) {
+        write(path, picture)?;
+    }
+    if closed > 0 {
+        report.fail(format_args!("{closed} of {} connections were lost on the way", connections.len()));
+    }
+    let is_whole = measured.lost() == 0 && measured.wrong == 0 && closed == 0;
+    if !is_whole {
+        report.fail(format_args!("{} messages were not answered, {} wrongly", measured.lost(), measured.wrong));
+    }
+    Ok(if is_whole { Status::Success } else { Status::Failure })
+}
+
+fn write(path: &Path, content: &str) -> io::Result<()> {
+    std::fs::write(path, content).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+/// Opens all connections, and has the first message of each answered.
+async fn open(
+    arguments: &BenchArguments,
+    framing: Framing,
+    tls: Option<TlsClient>,
+    hearing: &Arc<Hearing>,
+) -> Result<Vec<Connection>, Box<dyn std::error::Error + Send + Sync>> {
+    let mut builder = Connection::builder()
+        .prefix(framing.prefix())
+        .max_message_size(framing.max_message_size())
+        .memory(if arguments.connections as usize > MANY { MEMORY_OF_MANY } else { MEMORY })
+        .retry(Retry::For(arguments.wait))
+        // They are counted as not answered.
+        .on_failed(drop);
+    if arguments.is_acked() {
+        builder = builder.delivery(buffstreams::Delivery::Acked);
+    }
+    if let Some(tls) = tls {
+        builder = builder.tls(tls);
+    }
+    let dial = |number| {
+        let (hearing, next) = (Arc::clone(hearing), Arc::new(AtomicU64::new(number)));
+        let service = per_connection(move |_: &buffstreams::Peer| Echoes::new(&hearing, &next));
+        builder.clone().handler(service).dial(arguments.address.clone())
+    };
+    let opened =
+        stream::iter(0..arguments.connections).map(dial).buffered(OPENED_TOGETHER).try_collect::<Vec<_>>().await;
+    let connections = opened.map_err(|error| match arguments.by {
+        By::Echo => format!("{error}; start `buffstreams listen --echo` there first"),
+        By::Acks => format!("{error}; start `buffstreams listen` there first"),
+    })?;
+    let mut hello = Vec::new();
+    hearing.content.write(HELLO, &mut hello);
+    for connection in &connections {
+        connection.send(&hello).await?;
+    }
+    let answered = async {
+        join_all(connections.iter().map(|connection| connection.flush())).await;
+        if arguments.by == By::Echo {
+            hearing.all_hellos().await;
+        }
+    };
+    if tokio::time::timeout(arguments.wait, answered).await.is_err() {
+        let wait = humantime::format_duration(arguments.wait);
+        return Err(match arguments.by {
+            By::Echo => format!(
+                "no answer within {wait}: is it `buffstreams listen --echo`, with the same --framing? To measure \
+                 acknowledgements instead, add --by acks"
+            ),
+            By::Acks => format!("no acknowledgement within {wait}: is it `buffstreams listen`?"),
+        }
+        .into());
+    }
+    Ok(connections)
+}
