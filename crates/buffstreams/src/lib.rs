@@ -73,6 +73,7 @@
 //! | no async runtime of your own | [`blocking`] |
 //! | typed messages | the features `prost` and `buffa`, module `typed` |
 //! | only the framing, as a tokio codec | the feature `codec` and [`Framing`] |
+//! | to read somebody else's connection along | the feature `dissect`, and `Dissector` |
 //! | your own streams | [`ConnectionBuilder::from_io`], [`ListenerBuilder::serve_io`] |
 //!
 //! # Runtime
@@ -131,6 +132,8 @@ pub use handler::{
 };
 pub use listener::{Listener, ListenerBuilder, OnHandlerError, Server, ShutdownReport, Stopper};
 pub use manager::{Manager, ManagerReport};
+#[cfg(feature = "dissect")]
+pub use proto::dissect::{ControlFrame, Direction, DissectError, Dissected, Dissector};
 pub use proto::framing::{
     DEFAULT_MAX_MESSAGE_SIZE, FrameError, Framing, FramingError, Prefix, PrefixBytes, PrefixFault,
 };

@@ -133,6 +133,50 @@ pub(crate) fn control(bytes: &[u8]) {
     }
 }
 
+/// Both directions of a connection are read along in the same way, however they are split, and no more is kept than may
+/// be. The first three bytes choose what is spoken, how it is split, and how much may be kept; then each piece says whose it
+/// is and how long.
+#[cfg(feature = "dissect")]
+pub(crate) fn dissect(bytes: &[u8]) {
+    let [choice, split, longest, rest @ ..] = bytes else { return };
+    let plain: Vec<_> = framings().collect();
+    let framing = plain[usize::from(*choice) % plain.len()];
+    let longest = usize::from(*longest) * 8;
+    let whole = dissected(framing, longest, rest, usize::MAX);
+    let parts = dissected(framing, longest, rest, usize::from(*split).max(1));
+    assert_eq!(whole, parts, "a split changes what is found");
+}
+
+/// What is found in each piece, and how it ends.
+#[cfg(feature = "dissect")]
+fn dissected(framing: Framing, longest: usize, mut rest: &[u8], step: usize) -> Vec<String> {
+    use super::dissect::{Direction, Dissected, Dissector};
+    let mut dissector = Dissector::new(framing, longest);
+    let mut lines = Vec::new();
+    while let [head, behind @ ..] = rest {
+        let direction = if head & 0x80 == 0 { Direction::There } else { Direction::Back };
+        let (piece, behind) = behind.split_at(usize::from(head & 0x7f).min(behind.len()));
+        rest = behind;
+        for part in piece.chunks(step) {
+            let fed = dissector.feed(direction, part, |found| {
+                if let Dissected::Message { bytes, .. } = found {
+                    assert!(bytes.len() <= longest, "more was kept than may be");
+                }
+                lines.push(match found {
+                    Dissected::Control(frame) => format!("{direction:?} {frame}"),
+                    found => format!("{direction:?} {found:?}"),
+                });
+            });
+            lines.extend(fed.err().map(|error| format!("{direction:?} {error}")));
+            assert!(dissector.held() <= 2 * (longest.max(1024) + 10), "{} bytes are kept", dissector.held());
+        }
+    }
+    for direction in [Direction::There, Direction::Back] {
+        lines.extend(dissector.end(direction).err().map(|error| format!("{direction:?} {error}")));
+    }
+    lines
+}
+
 /// What a spool reads is what it would have written: whatever passes the checksum has one form, and every message that it
 /// counts is there. The first byte chooses whether the checksum is put right first.
 #[cfg(feature = "spool")]
@@ -182,6 +226,8 @@ mod tests {
             ("inbox", super::inbox),
             ("preface", super::preface),
             ("control", super::control),
+            #[cfg(feature = "dissect")]
+            ("dissect", super::dissect),
             #[cfg(feature = "spool")]
             ("record", super::record),
         ] {

@@ -7,6 +7,8 @@ mod buffers;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod checks;
 mod chunk;
+#[cfg(feature = "dissect")]
+pub(crate) mod dissect;
 mod flight;
 pub(crate) mod framing;
 pub(crate) mod inbox;
