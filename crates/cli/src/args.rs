@@ -70,6 +70,23 @@ Examples:
     buffstreams send localhost:5031 --proto reading.proto --type plant.Reading --input json")]
     Send(SendArguments),
 
+    /// Stand between two sides, pass every byte through, and print the messages of both directions
+    ///
+    /// Senders connect to LISTEN, and each is connected to TARGET. Each line that is printed is led by `> ` if the message
+    /// went to the target, or `< ` if it came back. Nothing that passes is changed or held back, but that bytes pass once
+    /// their messages are printed: who reads standard output slowly slows the connections down. Acknowledged streams are
+    /// recognised; TLS is passed through and not decoded. Without --framing it is guessed, and standard error says how
+    /// sure the guess is; sure means that it is no coincidence. A connection that is reset is reset on the other side too.
+    /// When tap ends, the connections that pass through it end with it.
+    #[command(after_help = "\
+Examples:
+  buffstreams tap :5032 localhost:5031
+  buffstreams tap :5032 collector:5031 --output fields
+  buffstreams tap :5032 collector:5031 --output none --control
+  buffstreams tap unix:/run/tap.sock unix:/run/readings.sock --framing varint --output hex
+  buffstreams tap :5032 collector:5031 --proto reading.proto --type plant.Reading")]
+    Tap(TapArguments),
+
     /// Look at the failed messages that a spool keeps, send them again, or drop them
     ///
     /// They are those that the listener refused while `send --spool DIR` ran. Without numbers it is all of them.
@@ -156,6 +173,30 @@ pub(crate) struct ListenArguments {
 
     #[command(flatten)]
     pub(crate) tls: ListenTls,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TapArguments {
+    /// Where senders connect: `host:port`, `:port` (all interfaces), port 0 for any free one, `unix:PATH`
+    pub(crate) listen: Address,
+
+    /// Where they are connected to: `host:port`, `:port` (this machine), `unix:PATH`
+    pub(crate) target: Address,
+
+    #[command(flatten)]
+    wire: ForeignWireArguments,
+
+    #[command(flatten)]
+    types: TypeArguments,
+
+    /// How messages are printed; not `delimited`, which has no place for a direction [default: json with --type, else
+    /// lines]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    output: Option<OutputFormat>,
+
+    /// Print the control frames of acknowledged streams too, led by `>*` and `<*`
+    #[arg(long)]
+    pub(crate) control: bool,
 }
 
 #[derive(Debug, Args)]
@@ -257,6 +298,18 @@ pub(crate) struct WireArguments {
     max_message_size: usize,
 }
 
+/// How messages stand on a wire that somebody else has chosen.
+#[derive(Debug, Args)]
+struct ForeignWireArguments {
+    /// How the length stands before each message [default: what is guessed]
+    #[arg(long, value_name = "NAME", value_parser = prefix_parser())]
+    framing: Option<Prefix>,
+
+    /// Largest message [default: the largest that the framing can express with a prefix of the usual width]
+    #[arg(long, value_name = "SIZE", requires = "framing", value_parser = parse_size)]
+    max_message_size: Option<usize>,
+}
+
 /// What the messages mean, for the `json` formats.
 #[derive(Debug, Args)]
 struct TypeArguments {
@@ -282,6 +335,8 @@ pub(crate) enum OutputFormat {
     Hex,
     /// Protobuf's JSON mapping, one object per line; needs --type
     Json,
+    /// Any protobuf message, by the numbers of its fields, in protoscope's notation; one line each
+    Fields,
     /// An unsigned varint length before each, as protobuf's writeDelimitedTo
     Delimited,
     /// Not at all; they are only counted
@@ -335,15 +390,21 @@ impl ListenArguments {
     }
 
     pub(crate) fn output(&self) -> Output {
-        let schema = self.types.schema("listen");
-        match (self.output, schema) {
-            (None, None) | (Some(OutputFormat::Lines), _) => Output::Lines,
-            (Some(OutputFormat::Hex), _) => Output::Hex,
-            (Some(OutputFormat::Delimited), _) => Output::Delimited,
-            (Some(OutputFormat::None), _) => Output::None,
-            (None | Some(OutputFormat::Json), Some(schema)) => Output::Json(schema),
-            (Some(OutputFormat::Json), None) => unusable("listen", JSON_NEEDS_TYPE),
+        self.types.output("listen", self.output, Output::Lines)
+    }
+}
+
+impl TapArguments {
+    pub(crate) fn framing(&self) -> Option<Framing> {
+        self.wire.framing("tap")
+    }
+
+    pub(crate) fn output(&self) -> Output {
+        if let Some(OutputFormat::Delimited) = self.output {
+            let reason = "--output delimited has no place for the direction of a message: use hex";
+            unusable("tap", reason);
         }
+        self.types.output("tap", self.output, Output::Lines)
     }
 }
 
@@ -399,6 +460,7 @@ pub(crate) enum Output {
     Lines,
     Hex,
     Json(Schema),
+    Fields,
     Delimited,
     None,
 }
@@ -440,7 +502,32 @@ impl WireArguments {
     }
 }
 
+impl ForeignWireArguments {
+    fn framing(&self, subcommand: &str) -> Option<Framing> {
+        let prefix = self.framing?;
+        let max = self.max_message_size.unwrap_or(match prefix {
+            // All maxima with a prefix as wide as that of the default.
+            Prefix::Buffstreams => usize::from(u16::MAX),
+            prefix => prefix.largest_max(),
+        });
+        Some(Framing::with_max(prefix, max).unwrap_or_else(|error| unusable(subcommand, error)))
+    }
+}
+
 impl TypeArguments {
+    fn output(&self, subcommand: &str, format: Option<OutputFormat>, default: Output) -> Output {
+        match (format, self.schema(subcommand)) {
+            (None, None) => default,
+            (Some(OutputFormat::Lines), _) => Output::Lines,
+            (Some(OutputFormat::Hex), _) => Output::Hex,
+            (Some(OutputFormat::Fields), _) => Output::Fields,
+            (Some(OutputFormat::Delimited), _) => Output::Delimited,
+            (Some(OutputFormat::None), _) => Output::None,
+            (None | Some(OutputFormat::Json), Some(schema)) => Output::Json(schema),
+            (Some(OutputFormat::Json), None) => unusable(subcommand, JSON_NEEDS_TYPE),
+        }
+    }
+
     fn schema(&self, subcommand: &str) -> Option<Schema> {
         let message_type = self.message_type.as_deref()?;
         match Schema::load(&self.proto, &self.include, message_type) {

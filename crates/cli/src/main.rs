@@ -1,4 +1,4 @@
-//! The program `buffstreams`: `listen`, `send`, `failed`, `bench` and `demo`, on top of the library of the same name.
+//! The program `buffstreams`: `listen`, `send`, `tap`, `bench` and others, on top of the library of the same name.
 //!
 //! Each subcommand has a file; what they share is how messages stand in text and files (`input`, `output`, `schema`), and
 //! what a person or a script is told on standard error (`report`, `progress`).
@@ -9,17 +9,22 @@ mod config;
 mod demo;
 mod echo;
 mod failed;
+mod fields;
+mod guess;
 mod input;
 mod line;
 mod listen;
 mod manual;
 mod output;
+mod overheard;
 mod progress;
 mod report;
 mod schema;
 mod send;
 mod signals;
+mod socket;
 mod spooled;
+mod tap;
 mod tls;
 
 use std::process;
@@ -63,6 +68,7 @@ async fn run(command: Command, report: &Arc<Report>) -> Outcome {
     match command {
         Command::Listen(arguments) => listen::run(arguments, report).await,
         Command::Send(arguments) => send::run(arguments, report).await,
+        Command::Tap(arguments) => tap::run(arguments, report).await,
         Command::Failed(arguments) => spooled::run(&arguments, report),
         Command::Bench(arguments) => bench::run(arguments, report).await,
         Command::Demo(arguments) => demo::run(arguments, report).await,

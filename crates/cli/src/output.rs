@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use buffstreams::{Framing, Prefix};
 use tokio::sync::Notify;
 
-use crate::args;
 use crate::report::Report;
+use crate::{args, fields};
 
 /// A batch is written in parts of about this size, however long it is.
 const PART: usize = 256 * 1024;
@@ -201,13 +201,17 @@ impl Batch {
 
     /// Adds a message, and says whether there was a place for it. One that cannot be decoded needs none, and is done with.
     pub(crate) fn add(&mut self, message: &[u8], from: &dyn fmt::Display) -> bool {
+        self.add_led("", message, from)
+    }
+
+    /// The same with `lead` before every line that it takes.
+    pub(crate) fn add_led(&mut self, lead: &str, message: &[u8], from: &dyn fmt::Display) -> bool {
         if self.output.is_full() {
             return false;
         }
-        if self.buffer.capacity() == 0 && !matches!(self.output.format, args::Output::None) {
-            self.buffer = self.output.buffers().pop().unwrap_or_default();
-        }
-        let start = self.buffer.len();
+        let start = self.borrow_buffer();
+        self.buffer.extend_from_slice(lead.as_bytes());
+        let begin = self.buffer.len();
         if let args::Output::Json(schema) = &self.output.format
             && let Err(error) = schema.decode(message, &mut self.buffer)
         {
@@ -227,17 +231,21 @@ impl Batch {
         }
         match &self.output.format {
             args::Output::Lines => {
-                self.buffer.extend_from_slice(message);
+                put_led(lead, message, &mut self.buffer);
                 self.buffer.push(b'\n');
             }
             args::Output::Hex => {
-                self.buffer.resize(start + 2 * message.len(), 0);
-                const_hex::encode_to_slice(message, &mut self.buffer[start..]).expect("two digits a byte");
+                self.buffer.resize(begin + 2 * message.len(), 0);
+                const_hex::encode_to_slice(message, &mut self.buffer[begin..]).expect("two digits a byte");
                 self.buffer.push(b'\n');
             }
             args::Output::Json(_) => self.buffer.push(b'\n'),
+            args::Output::Fields => {
+                fields::put(message, &mut self.buffer);
+                self.buffer.push(b'\n');
+            }
             args::Output::Delimited => put_delimited(message, &mut self.buffer),
-            args::Output::None => {}
+            args::Output::None => self.buffer.truncate(start),
         }
         self.counted.printed += 1;
         self.counted.bytes += message.len() as u64;
@@ -245,6 +253,20 @@ impl Batch {
             self.write();
         }
         true
+    }
+
+    /// Adds a line that is no message.
+    pub(crate) fn add_line(&mut self, line: impl fmt::Display) {
+        self.borrow_buffer();
+        writeln!(self.buffer, "{line}").expect("a Vec grows");
+    }
+
+    /// Where the next thing that is added begins.
+    fn borrow_buffer(&mut self) -> usize {
+        if self.buffer.capacity() == 0 && !matches!(self.output.format, args::Output::None) {
+            self.buffer = self.output.buffers().pop().unwrap_or_default();
+        }
+        self.buffer.len()
     }
 
     /// Writes what was added, counts it, and gives the buffer back.
@@ -276,6 +298,20 @@ impl Batch {
 fn put_delimited(message: &[u8], out: &mut Vec<u8>) {
     let framing = Framing::with_max(Prefix::Varint, Prefix::Varint.largest_max()).expect("its own largest maximum");
     framing.encode(message, out).expect("no message in memory is longer than that");
+}
+
+/// The message with `lead` behind every newline in it.
+fn put_led(lead: &str, message: &[u8], out: &mut Vec<u8>) {
+    if lead.is_empty() {
+        return out.extend_from_slice(message);
+    }
+    for (index, line) in message.split(|byte| *byte == b'\n').enumerate() {
+        if index > 0 {
+            out.push(b'\n');
+            out.extend_from_slice(lead.as_bytes());
+        }
+        out.extend_from_slice(line);
+    }
 }
 
 /// Standard output without Rust's line buffering: what is written is with the kernel when the call returns.

@@ -41,7 +41,7 @@ impl Authority {
     }
 
     /// A `listen` with the certificate of this name, that demands one of its senders or does not.
-    fn listen(&self, name: &str, demanding: bool) -> (Program, String) {
+    pub(crate) fn listen(&self, name: &str, demanding: bool) -> (Program, String) {
         let [chain, key, ca] = [&format!("{name}.pem"), &format!("{name}.key"), "ca.pem"].map(|file| self.file(file));
         let mut options = vec!["--tls-cert", &chain, "--tls-key", &key];
         if demanding {

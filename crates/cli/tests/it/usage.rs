@@ -112,6 +112,10 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         (&["bench", ":1", "--duration", "0"], "--duration"),
         (&["bench", ":1", "--by", "acks", "--delivery", "sent"], "--delivery acked"),
         (&["bench", ":1", "--by", "acks", "--framing", "u8"], "varint"),
+        (&["tap", ":0"], "<TARGET>"),
+        (&["tap", ":0", ":1", "--output", "delimited"], "hex"),
+        (&["tap", ":0", ":1", "--output", "json"], "--type"),
+        (&["tap", ":0", ":1", "--max-message-size", "1MiB"], "--framing"),
         (&["demo", "--seconds", "0"], "0"),
         (&["completions", "cmd"], "bash"),
     ];

@@ -2,6 +2,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Instant;
 
 use crate::program::DEADLINE;
@@ -98,5 +100,56 @@ pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
             }
             Err(error) => panic!("nobody connected: {error}"),
         }
+    }
+}
+
+/// Passes connections on to another address, and keeps every byte of them.
+pub(crate) struct Witness {
+    pub(crate) address: String,
+    seen: Arc<Mutex<Vec<Arc<Mutex<Seen>>>>>,
+}
+
+/// What passed on one connection: there, and back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) there: Vec<u8>,
+    pub(crate) back: Vec<u8>,
+}
+
+impl Witness {
+    pub(crate) fn of(target: &str) -> Witness {
+        let (listener, address) = bind();
+        let seen = Arc::<Mutex<Vec<Arc<Mutex<Seen>>>>>::default();
+        let (target, all) = (target.to_owned(), Arc::clone(&seen));
+        thread::spawn(move || {
+            for near in listener.incoming() {
+                let (near, one) = (near.unwrap(), Arc::<Mutex<Seen>>::default());
+                all.lock().unwrap().push(Arc::clone(&one));
+                let Ok(far) = TcpStream::connect(&target) else { continue };
+                let pass = |mut from: TcpStream, mut to: TcpStream, is_there: bool| {
+                    let one = Arc::clone(&one);
+                    thread::spawn(move || {
+                        let mut buffer = [0; 64 * 1024];
+                        while let Ok(read @ 1..) = from.read(&mut buffer) {
+                            let mut one = one.lock().unwrap();
+                            let bytes = if is_there { &mut one.there } else { &mut one.back };
+                            bytes.extend_from_slice(&buffer[..read]);
+                            drop(one);
+                            if to.write_all(&buffer[..read]).is_err() {
+                                break;
+                            }
+                        }
+                        let _ = to.shutdown(Shutdown::Write);
+                    })
+                };
+                pass(near.try_clone().unwrap(), far.try_clone().unwrap(), true);
+                pass(far, near, false);
+            }
+        });
+        Witness { address, seen }
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().iter().map(|one| one.lock().unwrap().clone()).collect()
     }
 }
