@@ -14,6 +14,7 @@ use clap_complete::Shell;
 
 use crate::bench::BenchArguments;
 use crate::config;
+use crate::recording;
 use crate::schema::Schema;
 use crate::tls::{ListenTls, SendTls};
 
@@ -35,6 +36,13 @@ struct CommandLine {
 
 const EXIT_STATUS: &str = "\
 Exit status: 0 when everything went through, 1 when something failed, 2 when the command line cannot be used.";
+
+const RECORD_EXAMPLES: &str = "\
+Examples:
+  buffstreams record :5031 monday.rec
+  buffstreams record 127.0.0.1:0 sample.rec --count 1000 --framing varint
+  buffstreams record unix:/run/readings.sock readings.rec --force
+  buffstreams export monday.rec --output lines";
 
 /// What the program is asked to do.
 #[derive(Debug, Subcommand)]
@@ -86,6 +94,33 @@ Examples:
   buffstreams tap unix:/run/tap.sock unix:/run/readings.sock --framing varint --output hex
   buffstreams tap :5032 collector:5031 --proto reading.proto --type plant.Reading")]
     Tap(TapArguments),
+
+    /// Keep the messages that arrive in a file, with times and senders
+    ///
+    /// As `listen`, but into a file: a message is acknowledged once it is with the operating system. `replay` sends a
+    /// recording again, `export` makes plain messages of it, and any protobuf library reads it: `--help` has its schema.
+    #[command(after_help = RECORD_EXAMPLES, after_long_help = format!("{RECORD_EXAMPLES}\n\nThe file:\n\n{}", recording::SCHEMA))]
+    Record(RecordArguments),
+
+    /// Send a recording again, at the pace at which it came, or another
+    ///
+    /// Opens a connection for each that was recorded, and closes it when that was. The messages of each are sent in their
+    /// order. The last line on standard error accounts for every message, as that of `send` does.
+    #[command(after_help = "\
+Examples:
+  buffstreams replay monday.rec localhost:5031
+  buffstreams replay monday.rec localhost:5031 --speed 10x
+  buffstreams replay monday.rec collector:5031 --speed max --one-connection --delivery acked")]
+    Replay(ReplayArguments),
+
+    /// Write the messages of a recording to standard output, delimited or in any form in which `listen` prints them
+    #[command(after_help = "\
+Examples:
+  buffstreams export monday.rec > monday.delimited
+  buffstreams export monday.rec --output fields
+  buffstreams export monday.rec --proto reading.proto --type plant.Reading --output json
+  buffstreams export monday.rec | buffstreams send localhost:5031 --input delimited")]
+    Export(ExportArguments),
 
     /// Look at the failed messages that a spool keeps, send them again, or drop them
     ///
@@ -146,11 +181,8 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct ListenArguments {
-    /// Where to listen: `host:port`, `:port` (all interfaces), port 0 for any free one, `unix:PATH`
-    pub(crate) address: Address,
-
     #[command(flatten)]
-    wire: WireArguments,
+    pub(crate) receive: ReceiveArguments,
 
     #[command(flatten)]
     types: TypeArguments,
@@ -158,8 +190,18 @@ pub(crate) struct ListenArguments {
     /// How messages are printed [default: json with --type, else lines]
     #[arg(long, value_enum, value_name = "FORMAT")]
     output: Option<OutputFormat>,
+}
 
-    /// Print exactly N messages, over all connections, and end
+/// What `listen` and `record` have in common: where messages come from, and how many.
+#[derive(Debug, Args)]
+pub(crate) struct ReceiveArguments {
+    /// Where to listen: `host:port`, `:port` (all interfaces), port 0 for any free one, `unix:PATH`
+    pub(crate) address: Address,
+
+    #[command(flatten)]
+    wire: WireArguments,
+
+    /// Take exactly N messages, over all connections, and end
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
 
@@ -197,6 +239,78 @@ pub(crate) struct TapArguments {
     /// Print the control frames of acknowledged streams too, led by `>*` and `<*`
     #[arg(long)]
     pub(crate) control: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecordArguments {
+    #[command(flatten)]
+    pub(crate) receive: ReceiveArguments,
+
+    /// The recording; it must not exist yet
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Replace FILE if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArguments {
+    /// A recording of `buffstreams record`
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Where to send: `host:port`, `:port` (this machine), `unix:PATH`
+    pub(crate) address: Address,
+
+    /// The pace: `2x` is twice as fast as it came, `0.5x` half as fast, `max` as fast as it goes
+    #[arg(long, value_name = "SPEED", default_value = "1x", value_parser = parse_speed)]
+    pub(crate) speed: Speed,
+
+    /// Send everything over one connection, in the order in which it came
+    #[arg(long)]
+    pub(crate) one_connection: bool,
+
+    #[command(flatten)]
+    wire: ForeignWireArguments,
+
+    /// When a message counts as settled
+    #[arg(long, value_enum, default_value_t = DeliveryLevel::Sent)]
+    delivery: DeliveryLevel,
+
+    /// How long the peer may be away before everything in hand fails; 0 is one attempt
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) retry_for: Duration,
+
+    /// Where failed messages go, in delimited form; created, or emptied
+    #[arg(long, value_name = "FAILED")]
+    pub(crate) failed: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) tls: SendTls,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// A recording of `buffstreams record`
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    #[command(flatten)]
+    types: TypeArguments,
+
+    /// How messages are written [default: json with --type, else delimited]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    output: Option<OutputFormat>,
+}
+
+/// How fast a recording is sent again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Speed {
+    /// So many times as fast as it came.
+    Times(f64),
+    Max,
 }
 
 #[derive(Debug, Args)]
@@ -301,7 +415,7 @@ pub(crate) struct WireArguments {
 /// How messages stand on a wire that somebody else has chosen.
 #[derive(Debug, Args)]
 struct ForeignWireArguments {
-    /// How the length stands before each message [default: what is guessed]
+    /// How the length stands before each message [default: what is guessed, or was recorded]
     #[arg(long, value_name = "NAME", value_parser = prefix_parser())]
     framing: Option<Prefix>,
 
@@ -385,12 +499,14 @@ pub(crate) fn parse() -> Command {
 }
 
 impl ListenArguments {
-    pub(crate) fn framing(&self) -> Framing {
-        self.wire.framing("listen")
-    }
-
     pub(crate) fn output(&self) -> Output {
         self.types.output("listen", self.output, Output::Lines)
+    }
+}
+
+impl ReceiveArguments {
+    pub(crate) fn framing(&self, subcommand: &str) -> Framing {
+        self.wire.framing(subcommand)
     }
 }
 
@@ -401,10 +517,33 @@ impl TapArguments {
 
     pub(crate) fn output(&self) -> Output {
         if let Some(OutputFormat::Delimited) = self.output {
-            let reason = "--output delimited has no place for the direction of a message: use hex";
+            let reason =
+                "--output delimited has no place for the direction of a message: use hex, or `buffstreams record`";
             unusable("tap", reason);
         }
         self.types.output("tap", self.output, Output::Lines)
+    }
+}
+
+impl ReplayArguments {
+    /// The framing that was asked for, if one was.
+    pub(crate) fn framing(&self) -> Option<Framing> {
+        self.wire.framing("replay")
+    }
+
+    /// Whether messages are acknowledged, over connections of this framing.
+    pub(crate) fn is_acked(&self, framing: Framing) -> bool {
+        let is_acked = matches!(self.delivery, DeliveryLevel::Acked);
+        if is_acked {
+            check_acked("replay", framing.prefix());
+        }
+        is_acked
+    }
+}
+
+impl ExportArguments {
+    pub(crate) fn output(&self) -> Output {
+        self.types.output("export", self.output, Output::Delimited)
     }
 }
 
@@ -449,6 +588,18 @@ impl SendArguments {
     }
 }
 
+/// Ends the program if there is no way to ask for acknowledgements with this prefix.
+fn check_acked(subcommand: &str, prefix: Prefix) {
+    if matches!(prefix, Prefix::U8 | Prefix::U16Be | Prefix::U16Le) {
+        unusable(
+            subcommand,
+            format_args!(
+                "--framing {prefix} leaves no way to ask for --delivery acked: use buffstreams, varint, u32* or u64*"
+            ),
+        );
+    }
+}
+
 /// What `send` has in flight unless it is told otherwise, in bytes.
 const WINDOW: usize = 4 << 20;
 
@@ -462,6 +613,8 @@ pub(crate) enum Output {
     Json(Schema),
     Fields,
     Delimited,
+    /// With times and senders.
+    Recording,
     None,
 }
 
@@ -491,14 +644,7 @@ impl WireArguments {
 
     /// Whether acknowledgements can be asked for; ends the program if not.
     pub(crate) fn check_acked(&self, subcommand: &str) {
-        if let narrow @ (Prefix::U8 | Prefix::U16Be | Prefix::U16Le) = self.framing {
-            unusable(
-                subcommand,
-                format_args!(
-                    "--framing {narrow} leaves no way to ask for --delivery acked: use buffstreams, varint, u32* or u64*"
-                ),
-            );
-        }
+        check_acked(subcommand, self.framing);
     }
 }
 
@@ -568,6 +714,17 @@ pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
         .map_err(String::from)
 }
 
+fn parse_speed(text: &str) -> Result<Speed, String> {
+    if text == "max" {
+        return Ok(Speed::Max);
+    }
+    let times = text.strip_suffix('x').unwrap_or(text).parse::<f64>().ok();
+    times
+        .filter(|times| (1e-6..=1e9).contains(times))
+        .map(Speed::Times)
+        .ok_or_else(|| String::from("write how many times as fast as it came, or max: 1x, 2x, 0.5x"))
+}
+
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -632,6 +789,18 @@ mod tests {
         }
         for text in ["", "30", "-1s", "s", "soon"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_speed_is_a_factor_or_as_fast_as_it_goes() {
+        let speeds = [("1x", 1.0), ("2x", 2.0), ("0.5x", 0.5), ("0.5", 0.5), ("100", 100.0)];
+        for (text, times) in speeds {
+            assert_eq!(parse_speed(text), Ok(Speed::Times(times)), "{text}");
+        }
+        assert_eq!(parse_speed("max"), Ok(Speed::Max));
+        for text in ["", "x", "0", "0x", "-1x", "fast", "nan", "inf"] {
+            assert!(parse_speed(text).is_err(), "{text}");
         }
     }
 

@@ -248,7 +248,7 @@ async fn spool_all(
         }
     }
     if let Some(error) = broken {
-        end = End::SpoolFailed(error);
+        end = End::Failed(error);
     } else if !left.is_empty() && !matches!(end, End::Interrupted) {
         // The line ended while they were on their way to the disk.
         end = End::PeerAway;

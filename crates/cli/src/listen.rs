@@ -1,4 +1,4 @@
-//! `buffstreams listen`: prints the messages that arrive.
+//! `buffstreams listen`: prints the messages that arrive. `record` receives them in the same way.
 //!
 //! A message of an acknowledged stream is finished once its batch is written. One for which `--count` has left no place
 //! is never finished, so that its sender keeps it for another listener.
@@ -8,14 +8,15 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use buffstreams::{
-    Ended, Handler, HandlerError, HandlerResult, Listener, Message, OnHandlerError, Peer, PeerAddress, ShutdownReport,
-    per_connection,
+    Ended, Framing, Handler, HandlerError, HandlerResult, Listener, Message, OnHandlerError, Peer, PeerAddress,
+    ShutdownReport, per_connection,
 };
 
-use crate::args::ListenArguments;
+use crate::args::{ListenArguments, ReceiveArguments};
 use crate::echo::Echo;
 use crate::output::{Batch, Output, Over, Received};
 use crate::progress::{self, Totals};
+use crate::recording::Source;
 use crate::report::Report;
 use crate::signals::Signals;
 use crate::{Outcome, Status, tls};
@@ -24,9 +25,19 @@ use crate::{Outcome, Status, tls};
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Outcome {
-    let framing = arguments.framing();
+    let framing = arguments.receive.framing("listen");
+    let output = Output::new(arguments.output(), arguments.receive.count, Arc::clone(report))?;
+    receive(arguments.receive, framing, &output, report).await
+}
+
+/// Puts what arrives into `output`, until there is a reason not to.
+pub(crate) async fn receive(
+    arguments: ReceiveArguments,
+    framing: Framing,
+    output: &Arc<Output>,
+    report: &Arc<Report>,
+) -> Outcome {
     let tls = arguments.tls.server()?;
-    let output = Output::new(arguments.output(), arguments.count, Arc::clone(report))?;
     let mut signals = Signals::watch()?;
     let mut builder = Listener::builder();
     if let Some(tls) = tls {
@@ -42,14 +53,14 @@ pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Out
         .bind(arguments.address)
         .await?;
     report.say(format_args!("listening on {}", listener.local_address()));
-    watch(&output, report);
+    watch(output, report);
 
     let server = listener.spawn(per_connection({
-        let (output, report) = (Arc::clone(&output), Arc::clone(report));
+        let (output, report) = (Arc::clone(output), Arc::clone(report));
         move |peer: &Peer| Printer {
             peer: peer.address().clone(),
             echo: arguments.echo.then(|| Echo::new(peer)),
-            batch: Batch::new(Arc::clone(&output)),
+            batch: Batch::of(Source::new(peer.id() + 1, peer.address().to_string()), Arc::clone(&output)),
             report: Arc::clone(&report),
             taken: Vec::new(),
             written: 0,
@@ -62,7 +73,7 @@ pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Out
             over = output.over() => break match over {
                 Over::CountReached => Status::Success,
                 Over::Failed(error) => {
-                    report.fail(format_args!("standard output: {error}"));
+                    report.fail(format_args!("{}: {error}", output.name()));
                     Status::Failure
                 }
             },
@@ -171,6 +182,9 @@ impl Handler for Printer {
     }
 
     fn ended(&mut self, why: &Ended) {
+        self.batch.add_end();
+        // That it failed is told by whoever waits for the output.
+        let _ = self.batch.end();
         match why {
             Ended::EndOfStream | Ended::ShutDown => {}
             // Told once, for the whole program.

@@ -1,4 +1,4 @@
-//! The program `buffstreams`: `listen`, `send`, `tap`, `bench` and others, on top of the library of the same name.
+//! The program `buffstreams`: `listen`, `send`, `tap`, `record`, `bench` and others, on top of the library.
 //!
 //! Each subcommand has a file; what they share is how messages stand in text and files (`input`, `output`, `schema`), and
 //! what a person or a script is told on standard error (`report`, `progress`).
@@ -8,6 +8,7 @@ mod bench;
 mod config;
 mod demo;
 mod echo;
+mod export;
 mod failed;
 mod fields;
 mod guess;
@@ -17,7 +18,11 @@ mod listen;
 mod manual;
 mod output;
 mod overheard;
+mod pacer;
 mod progress;
+mod record;
+mod recording;
+mod replay;
 mod report;
 mod schema;
 mod send;
@@ -69,6 +74,9 @@ async fn run(command: Command, report: &Arc<Report>) -> Outcome {
         Command::Listen(arguments) => listen::run(arguments, report).await,
         Command::Send(arguments) => send::run(arguments, report).await,
         Command::Tap(arguments) => tap::run(arguments, report).await,
+        Command::Record(arguments) => record::run(arguments, report).await,
+        Command::Replay(arguments) => replay::run(arguments, report).await,
+        Command::Export(arguments) => export::run(&arguments, report),
         Command::Failed(arguments) => spooled::run(&arguments, report),
         Command::Bench(arguments) => bench::run(arguments, report).await,
         Command::Demo(arguments) => demo::run(arguments, report).await,

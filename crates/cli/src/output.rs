@@ -1,4 +1,4 @@
-//! Messages to standard output: written in one of the formats, and flushed, batch by batch.
+//! Messages to standard output or into a recording: written in one of the formats, and flushed, batch by batch.
 //!
 //! Each connection gathers its batch in a buffer that it borrows while the batch lasts, so batches of different
 //! connections never mix inside a message and an idle connection holds nothing. `--count` is kept here: a message is
@@ -14,12 +14,13 @@ use std::os::fd::AsFd;
 use std::os::windows::io::AsHandle;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use buffstreams::{Framing, Prefix};
 use tokio::sync::Notify;
 
 use crate::report::Report;
-use crate::{args, fields};
+use crate::{args, fields, recording};
 
 /// A batch is written in parts of about this size, however long it is.
 const PART: usize = 256 * 1024;
@@ -31,7 +32,7 @@ const KEEP: usize = 4 * PART;
 #[derive(Debug)]
 pub(crate) struct Output {
     format: args::Output,
-    stdout: Stdout,
+    destination: Destination,
     buffers: Mutex<Vec<Vec<u8>>>,
     /// Places left; `None` without a `--count`.
     places: Option<AtomicU64>,
@@ -66,9 +67,23 @@ impl Output {
     ///
     /// Standard output cannot be used at all.
     pub(crate) fn new(format: args::Output, count: Option<u64>, report: Arc<Report>) -> io::Result<Arc<Output>> {
-        Ok(Arc::new(Output {
+        Ok(Output::to(Destination::stdout()?, format, count, report))
+    }
+
+    /// Into a recording that has been begun, called `name`.
+    pub(crate) fn recording(
+        file: File,
+        name: String,
+        count: Option<u64>,
+        report: Arc<Report>,
+    ) -> io::Result<Arc<Output>> {
+        Ok(Output::to(Destination::recording(file, name)?, args::Output::Recording, count, report))
+    }
+
+    fn to(destination: Destination, format: args::Output, count: Option<u64>, report: Arc<Report>) -> Arc<Output> {
+        Arc::new(Output {
             format,
-            stdout: Stdout::new()?,
+            destination,
             buffers: Mutex::default(),
             places: count.map(AtomicU64::new),
             received: AtomicU64::new(0),
@@ -79,21 +94,32 @@ impl Output {
             failure: OnceLock::new(),
             over: Notify::new(),
             report,
-        }))
+        })
+    }
+
+    /// What it is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.destination.name
     }
 
     /// Waits until nothing more will be printed: `--count` messages are written, or standard output has failed.
     pub(crate) async fn over(&self) -> Over<'_> {
         loop {
             let notified = self.over.notified();
-            if let Some(error) = self.failure.get() {
-                return Over::Failed(error);
-            }
-            if self.missing.as_ref().is_some_and(|missing| missing.load(Ordering::Acquire) == 0) {
-                return Over::CountReached;
+            if let Some(over) = self.is_over() {
+                return over;
             }
             notified.await;
         }
+    }
+
+    /// Whether nothing more will be printed, and why.
+    pub(crate) fn is_over(&self) -> Option<Over<'_>> {
+        if let Some(error) = self.failure.get() {
+            return Some(Over::Failed(error));
+        }
+        let is_reached = self.missing.as_ref().is_some_and(|missing| missing.load(Ordering::Acquire) == 0);
+        is_reached.then_some(Over::CountReached)
     }
 
     /// Lets connections come to their end that wait because there is no place left.
@@ -136,9 +162,9 @@ impl Output {
         if self.failure.get().is_some() {
             return Err(OutputFailed);
         }
-        let written = match self.stdout.is_terminal {
-            true => self.report.above_bar(|| self.stdout.write(bytes)),
-            false => self.stdout.write(bytes),
+        let written = match self.destination.is_terminal {
+            true => self.report.above_bar(|| self.destination.write(bytes)),
+            false => self.destination.write(bytes),
         };
         written.map_err(|error| {
             // Of several batches that fail at once the first says why.
@@ -160,13 +186,13 @@ impl Output {
     }
 }
 
-/// Standard output has failed; [`Output::over`] says how.
+/// The output has failed; [`Output::over`] says how.
 #[derive(Debug)]
 pub(crate) struct OutputFailed;
 
 impl fmt::Display for OutputFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("standard output takes no more")
+        f.write_str("the output takes no more")
     }
 }
 
@@ -180,6 +206,10 @@ pub(crate) struct Batch {
     counted: Counted,
     /// A part of it could not be written.
     has_failed: bool,
+    /// Whose messages these are, in a recording.
+    source: recording::Source,
+    /// When the first of them came, there.
+    at: Option<SystemTime>,
 }
 
 /// What a batch adds to the totals once it is written.
@@ -192,7 +222,12 @@ struct Counted {
 
 impl Batch {
     pub(crate) fn new(output: Arc<Output>) -> Batch {
-        Batch { output, buffer: Vec::new(), counted: Counted::default(), has_failed: false }
+        Batch::of(recording::Source::default(), output)
+    }
+
+    /// For the messages of this connection.
+    pub(crate) fn of(source: recording::Source, output: Arc<Output>) -> Batch {
+        Batch { output, buffer: Vec::new(), counted: Counted::default(), has_failed: false, source, at: None }
     }
 
     pub(crate) fn output(&self) -> &Output {
@@ -245,6 +280,10 @@ impl Batch {
                 self.buffer.push(b'\n');
             }
             args::Output::Delimited => put_delimited(message, &mut self.buffer),
+            args::Output::Recording => {
+                let at = *self.at.get_or_insert_with(SystemTime::now);
+                self.source.put_message(at, message, &mut self.buffer);
+            }
             args::Output::None => self.buffer.truncate(start),
         }
         self.counted.printed += 1;
@@ -259,6 +298,14 @@ impl Batch {
     pub(crate) fn add_line(&mut self, line: impl fmt::Display) {
         self.borrow_buffer();
         writeln!(self.buffer, "{line}").expect("a Vec grows");
+    }
+
+    /// Adds, in a recording, that no more messages will come.
+    pub(crate) fn add_end(&mut self) {
+        if matches!(self.output.format, args::Output::Recording) && self.source.has_messages() {
+            self.borrow_buffer();
+            self.source.put_end(SystemTime::now(), &mut self.buffer);
+        }
     }
 
     /// Where the next thing that is added begins.
@@ -276,6 +323,7 @@ impl Batch {
     /// If any part of the batch could not be written.
     pub(crate) fn end(&mut self) -> Result<(), OutputFailed> {
         self.write();
+        self.at = None;
         let buffer = std::mem::take(&mut self.buffer);
         if (1..=KEEP).contains(&buffer.capacity()) {
             self.output.buffers().push(buffer);
@@ -314,18 +362,29 @@ fn put_led(lead: &str, message: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Standard output without Rust's line buffering: what is written is with the kernel when the call returns.
+/// A file without any buffering: what is written is with the kernel when the call returns.
 #[derive(Debug)]
-struct Stdout {
-    file: Mutex<File>,
+struct Destination {
+    name: String,
+    written: Mutex<Written>,
     /// Whether a write may wait for a reader, who may take his time.
     may_block: bool,
     /// Whether it shares the screen with standard error.
     is_terminal: bool,
+    /// Whether what was written in part is taken back.
+    is_recording: bool,
 }
 
-impl Stdout {
-    fn new() -> io::Result<Stdout> {
+/// A file, and how far it was wholly written.
+#[derive(Debug)]
+struct Written {
+    file: File,
+    whole: u64,
+    has_failed: bool,
+}
+
+impl Destination {
+    fn stdout() -> io::Result<Destination> {
         #[cfg(unix)]
         let handle = io::stdout().as_fd().try_clone_to_owned()?;
         #[cfg(windows)]
@@ -333,11 +392,37 @@ impl Stdout {
         let file = File::from(handle);
         let may_block = file.metadata().map_or(true, |metadata| !metadata.is_file());
         let is_terminal = file.is_terminal();
-        Ok(Stdout { file: Mutex::new(file), may_block, is_terminal })
+        let name = "standard output".to_owned();
+        let written = Mutex::new(Written { file, whole: 0, has_failed: false });
+        Ok(Destination { name, written, may_block, is_terminal, is_recording: false })
+    }
+
+    fn recording(file: File, name: String) -> io::Result<Destination> {
+        let metadata = file.metadata()?;
+        let (may_block, is_recording) = (!metadata.is_file(), metadata.is_file());
+        let written = Mutex::new(Written { file, whole: metadata.len(), has_failed: false });
+        Ok(Destination { name, written, may_block, is_terminal: false, is_recording })
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        let write = || self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes);
+        let write = || {
+            let Written { file, whole, has_failed } = &mut *self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            if *has_failed {
+                // Behind a part of something nothing would be found again.
+                return Err(io::Error::other("an earlier write has failed"));
+            }
+            let result = file.write_all(bytes);
+            match result {
+                Ok(()) => *whole += bytes.len() as u64,
+                Err(_) => {
+                    *has_failed = true;
+                    if self.is_recording {
+                        let _ = file.set_len(*whole);
+                    }
+                }
+            }
+            result
+        };
         if self.may_block {
             // Other connections, deadlines and signals go on while this one waits for the reader.
             tokio::task::block_in_place(write)

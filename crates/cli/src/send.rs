@@ -21,10 +21,10 @@ use crate::signals::Signals;
 use crate::{Outcome, Status, tls};
 
 /// The longest pause between two attempts to connect.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long what is in hand may take after a signal, and the last goodbyes after everything is settled.
-const LAST_WORK: Duration = Duration::from_secs(5);
+pub(crate) const LAST_WORK: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outcome {
     let delivery = arguments.delivery();
@@ -69,7 +69,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
             all = line.flush() => if all { end } else { End::PeerAway },
             () = signals.first() => End::Interrupted,
         },
-        End::PeerAway | End::Interrupted | End::SpoolFailed(_) => end,
+        End::PeerAway | End::Interrupted | End::Failed(_) => end,
     };
     // With a spool, nothing is lost by leaving at once where nobody listens.
     let is_kept = arguments.spool.is_some() && line.state() != State::Connected;
@@ -77,7 +77,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     let mut stats = match line.close(if is_kept { Duration::ZERO } else { LAST_WORK }).await {
         Ok(stats) => stats,
         Err(error) => {
-            end = End::SpoolFailed(error);
+            end = End::Failed(error);
             line.stats()
         }
     };
@@ -88,7 +88,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
                 stats.accepted += kept;
                 stats.in_flight += kept;
             }
-            Err(error) => end = End::SpoolFailed(error),
+            Err(error) => end = End::Failed(error),
         }
     }
     report.finish();
@@ -123,15 +123,15 @@ pub(crate) enum End {
     InputFailed(io::Error),
     PeerAway,
     Interrupted,
-    SpoolFailed(buffstreams::Error),
+    Failed(buffstreams::Error),
 }
 
 impl End {
     /// What there is to say of it. `refusal` is why the peer refuses to acknowledge messages, if it does.
-    fn reason(&self, refusal: Option<String>) -> Option<String> {
+    pub(crate) fn reason(&self, refusal: Option<String>) -> Option<String> {
         match (self, refusal) {
             (End::InputFailed(error), _) => Some(format!("cannot read the input any further: {error}")),
-            (End::SpoolFailed(error), _) => Some(error.to_string()),
+            (End::Failed(error), _) => Some(error.to_string()),
             (End::Interrupted, _) => Some("interrupted; the input was read no further".to_owned()),
             (End::InputUsedUp | End::PeerAway, Some(why)) => Some(format!("--delivery acked was refused: {why}")),
             (End::InputUsedUp, None) => None,
@@ -184,7 +184,7 @@ pub(crate) struct Failures {
 }
 
 impl Failures {
-    fn new(file: Option<&Path>, report: &Arc<Report>) -> io::Result<Arc<Failures>> {
+    pub(crate) fn new(file: Option<&Path>, report: &Arc<Report>) -> io::Result<Arc<Failures>> {
         let file = file.map(|path| FailedFile::create(path, report)).transpose()?;
         Ok(Arc::new(Failures { file, unsendable: AtomicU64::new(0), report: Arc::clone(report) }))
     }
@@ -193,12 +193,12 @@ impl Failures {
         self.file.is_some()
     }
 
-    fn unsendable(&self) -> u64 {
+    pub(crate) fn unsendable(&self) -> u64 {
         self.unsendable.load(Ordering::Relaxed)
     }
 
     /// The connection gave an accepted message up.
-    fn given_up(&self, failed: &FailedMessage) {
+    pub(crate) fn given_up(&self, failed: &FailedMessage) {
         let (length, reason) = (failed.message.len(), &failed.reason);
         match &failed.rejection {
             None => self.report.error(format_args!("a message of {length} bytes failed: {reason}")),

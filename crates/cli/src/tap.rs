@@ -65,7 +65,7 @@ pub(crate) async fn run(arguments: TapArguments, report: &Arc<Report>) -> Outcom
             },
             over = output.over() => {
                 if let Over::Failed(error) = over {
-                    report.fail(format_args!("standard output: {error}"));
+                    report.fail(format_args!("{}: {error}", output.name()));
                     status = Status::Failure;
                 }
                 break;

@@ -16,6 +16,7 @@ mod listen;
 mod manual;
 mod program;
 mod reconnect;
+mod record;
 mod send;
 mod spool;
 mod tap;

@@ -116,6 +116,10 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         (&["tap", ":0", ":1", "--output", "delimited"], "hex"),
         (&["tap", ":0", ":1", "--output", "json"], "--type"),
         (&["tap", ":0", ":1", "--max-message-size", "1MiB"], "--framing"),
+        (&["record", ":0"], "<FILE>"),
+        (&["replay", "monday.rec"], "<ADDRESS>"),
+        (&["replay", "monday.rec", ":1", "--speed", "0"], "0.5x"),
+        (&["export", "monday.rec", "--output", "json"], "--type"),
         (&["demo", "--seconds", "0"], "0"),
         (&["completions", "cmd"], "bash"),
     ];

@@ -1,0 +1,251 @@
+//! `buffstreams replay`: sends a recording again, and accounts for every message.
+
+use std::collections::HashMap;
+use std::io::{BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use buffstreams::{Backoff, Connection, Delivery, Error, FailedMessage, Framing, Retry, Stats, TlsClient};
+use futures_util::future::join_all;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::args::ReplayArguments;
+use crate::pacer::Pacer;
+use crate::progress::{self, Totals};
+use crate::recording::{self, Event, Recording};
+use crate::report::Report;
+use crate::send::{End, Failures, LAST_WORK, LONGEST_PAUSE};
+use crate::signals::Signals;
+use crate::{Outcome, Status, tls};
+
+/// One read of the file.
+const READ: usize = 256 * 1024;
+
+/// To be later than this is worth a word.
+const LATE: Duration = Duration::from_millis(100);
+
+/// Connections that were closed when those of the recording were, and are not done yet, at the most.
+const MOST_CLOSING: usize = 1024;
+
+pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Outcome {
+    let wanted = arguments.framing();
+    let tls = arguments.tls.client("replay", &arguments.address)?;
+    let name = arguments.file.display();
+    let file = recording::open(&arguments.file)?;
+    let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
+    let sent = Arc::new(AtomicU64::new(0));
+    let totals = {
+        let sent = Arc::clone(&sent);
+        move |position| Totals { messages: sent.load(Ordering::Relaxed), bytes: position }
+    };
+    let bar = progress::line(length, totals, || "");
+    let source = BufReader::with_capacity(READ, bar.wrap_read(file));
+    let mut recording = Recording::open(source).map_err(|error| format!("{name}: {error}"))?;
+    let framing = wanted.unwrap_or(recording.framing());
+    let is_acked = arguments.is_acked(framing);
+    let failures = Failures::new(arguments.failed.as_deref(), report)?;
+    let mut signals = Signals::watch()?;
+    if let Some(client) = tls.clone() {
+        tls::reload_at_hangup(move || client.reload(), report)?;
+    }
+    report.share_with(bar);
+
+    let mut replay = Replay {
+        dial: Dial { arguments: &arguments, framing, is_acked, tls, failures: Arc::clone(&failures) },
+        pacer: Pacer::new(arguments.speed),
+        open: HashMap::new(),
+        closing: JoinSet::new(),
+        stats: Stats::default(),
+        refusal: None,
+        failures: Arc::clone(&failures),
+        sent,
+    };
+    let end = replay.send_all(&mut recording, &mut signals).await;
+    let end = match end {
+        End::InputUsedUp | End::InputFailed(_) => tokio::select! {
+            all = replay.flush() => if all { end } else { End::PeerAway },
+            () = signals.first() => End::Interrupted,
+        },
+        end => end,
+    };
+    replay.close().await;
+    report.finish();
+    report.say_left_out();
+    recording::say_torn(&recording, &name, report);
+    let Replay { pacer, stats, refusal, .. } = replay;
+    if pacer.latest() >= LATE {
+        let late = humantime::format_duration(Duration::from_millis(pacer.latest().as_millis() as u64));
+        report.say(format_args!("ran behind the recorded pace, by {late} at the worst"));
+    }
+    let unsendable = failures.unsendable();
+    let (accepted, failed) = (stats.accepted + unsendable, stats.failed + unsendable);
+    let refusal = refusal.filter(|_| stats.failed > 0 || matches!(end, End::PeerAway));
+    if let Some(reason) = end.reason(refusal) {
+        report.fail(reason);
+    }
+    report.say(format_args!("accepted {accepted}, settled {}, failed {failed}", stats.settled));
+    let all_well = failed == 0 && matches!(end, End::InputUsedUp);
+    Ok(if all_well { Status::Success } else { Status::Failure })
+}
+
+/// A recording on its way.
+struct Replay<'a> {
+    dial: Dial<'a>,
+    pacer: Pacer,
+    /// By the number of the recorded connection.
+    open: HashMap<u64, Connection>,
+    closing: JoinSet<Gone>,
+    /// Of connections that are closed.
+    stats: Stats,
+    refusal: Option<String>,
+    failures: Arc<Failures>,
+    sent: Arc<AtomicU64>,
+}
+
+/// What is left of a connection.
+type Gone = (Stats, Option<String>);
+
+/// How connections are opened.
+struct Dial<'a> {
+    arguments: &'a ReplayArguments,
+    framing: Framing,
+    is_acked: bool,
+    tls: Option<TlsClient>,
+    failures: Arc<Failures>,
+}
+
+impl Dial<'_> {
+    fn dial(&self) -> Result<Connection, Error> {
+        let retry_for = self.arguments.retry_for;
+        let mut builder = Connection::builder()
+            .prefix(self.framing.prefix())
+            .max_message_size(self.framing.max_message_size())
+            .delivery(if self.is_acked { Delivery::Acked } else { Delivery::Sent })
+            .retry(if retry_for.is_zero() { Retry::Never } else { Retry::For(retry_for) })
+            .backoff(Backoff { max: LONGEST_PAUSE, ..Backoff::default() })
+            .on_failed({
+                let failures = Arc::clone(&self.failures);
+                move |failed: FailedMessage| failures.given_up(&failed)
+            });
+        if let Some(tls) = &self.tls {
+            builder = builder.tls(tls.clone());
+        }
+        builder.dial_lazy(self.arguments.address.clone())
+    }
+}
+
+impl Replay<'_> {
+    async fn send_all<R: Read>(&mut self, recording: &mut Recording<R>, signals: &mut Signals) -> End {
+        loop {
+            // A file is read where it is needed: what it takes to wait for a disk is less than to ask another thread.
+            let (number, time, message) = match recording.next() {
+                Ok(Some(Event::Received { connection, time, message })) => (connection, time, Some(message)),
+                Ok(Some(Event::Closed { connection, time })) => (connection, time, None),
+                Ok(Some(Event::Opened { .. })) => continue,
+                Ok(None) => return End::InputUsedUp,
+                Err(error) => return End::InputFailed(error),
+            };
+            let number = if self.dial.arguments.one_connection { 0 } else { number };
+            let due = self.pacer.due(time, Instant::now());
+            if let Some(due) = due {
+                tokio::select! {
+                    biased;
+                    () = tokio::time::sleep_until(due) => {}
+                    () = signals.first() => return End::Interrupted,
+                }
+            }
+            let Some(message) = message else {
+                if !self.dial.arguments.one_connection && !self.let_go(number, signals).await {
+                    return End::Interrupted;
+                }
+                continue;
+            };
+            let connection = match self.connection(number) {
+                Ok(connection) => connection,
+                Err(error) => {
+                    self.failures.refused(&message, &error);
+                    return End::Failed(error);
+                }
+            };
+            tokio::select! {
+                biased;
+                sent = connection.send(&message) => match sent {
+                    Ok(_) => drop(self.sent.fetch_add(1, Ordering::Relaxed)),
+                    Err(error) => {
+                        self.failures.refused(&message, &error);
+                        if error.is_closed() {
+                            return End::PeerAway;
+                        }
+                    }
+                },
+                () = signals.first() => {
+                    self.failures.refused(&message, &"there was no room for it before the interruption");
+                    return End::Interrupted;
+                }
+            }
+            self.pacer.done(due, Instant::now());
+        }
+    }
+
+    fn connection(&mut self, number: u64) -> Result<Connection, Error> {
+        if let Some(connection) = self.open.get(&number) {
+            return Ok(connection.clone());
+        }
+        let connection = self.dial.dial()?;
+        self.open.insert(number, connection.clone());
+        Ok(connection)
+    }
+
+    /// The recorded connection was closed here. `false` if there was a signal before there was room to do the same.
+    async fn let_go(&mut self, number: u64, signals: &mut Signals) -> bool {
+        let Some(connection) = self.open.remove(&number) else { return true };
+        while self.closing.len() >= MOST_CLOSING {
+            tokio::select! {
+                gone = self.closing.join_next() => self.count(gone),
+                () = signals.first() => return false,
+            }
+        }
+        self.closing.spawn(async move {
+            let _ = connection.flush().await;
+            close(connection).await
+        });
+        while let Some(gone) = self.closing.try_join_next() {
+            self.count(Some(gone));
+        }
+        true
+    }
+
+    fn count(&mut self, gone: Option<Result<Gone, tokio::task::JoinError>>) {
+        let Some(Ok((stats, refusal))) = gone else { return };
+        self.stats.accepted += stats.accepted;
+        self.stats.settled += stats.settled;
+        self.stats.failed += stats.failed;
+        self.refusal = self.refusal.take().or(refusal);
+    }
+
+    /// Waits until everything is settled or failed; `false` if a connection has ended before.
+    async fn flush(&mut self) -> bool {
+        let flushed = join_all(self.open.values().map(|connection| connection.flush())).await;
+        while let Some(gone) = self.closing.join_next().await {
+            self.count(Some(gone));
+        }
+        flushed.iter().all(Result::is_ok)
+    }
+
+    async fn close(&mut self) {
+        for (_, connection) in self.open.drain() {
+            self.closing.spawn(close(connection));
+        }
+        let deadline = Instant::now() + 2 * LAST_WORK;
+        while let Ok(Some(gone)) = tokio::time::timeout_at(deadline, self.closing.join_next()).await {
+            self.count(Some(gone));
+        }
+    }
+}
+
+async fn close(connection: Connection) -> Gone {
+    let stats = connection.close(LAST_WORK).await;
+    (stats.unwrap_or_else(|_| connection.stats()), connection.refusal())
+}
