@@ -97,8 +97,10 @@ pub enum Ended {
         /// What all connections may hold together.
         limit: usize,
     },
-    /// The TLS handshake failed, or was not over in time. There was no handler yet.
+    /// The TLS handshake failed. There was no handler yet.
     Handshake(String),
+    /// A handshake took longer than this.
+    HandshakeDeadline(Duration),
     /// The peer gave no sign of life in an acknowledged stream, for this long.
     Silent(Duration),
     /// A newer connection of the same acknowledged stream took over.
@@ -107,6 +109,8 @@ pub enum Ended {
     SendAgain,
     /// The peer did in an acknowledged stream what no peer may do.
     Violated(String),
+    /// The peer asked for an acknowledged stream, and was told why it gets none.
+    NotGranted(String),
     /// The peer refused the acknowledged stream, or ended it. The flag says whether another attempt makes sense.
     Refused {
         /// What it said.
@@ -136,10 +140,13 @@ impl fmt::Display for Ended {
                 write!(f, "unfinished messages of all connections would exceed the {limit} bytes that are allowed")
             }
             Ended::Handshake(why) => write!(f, "the TLS handshake failed: {why}"),
+            Ended::HandshakeDeadline(allowed) => {
+                write!(f, "the handshake was not over within the {allowed:?} that are allowed")
+            }
             Ended::Silent(allowed) => write!(f, "the peer gave no sign of life for {allowed:?}"),
             Ended::Fenced => f.write_str("a newer connection of the same stream took over"),
             Ended::SendAgain => f.write_str("a message must be handled again, and so be sent again"),
-            Ended::Violated(what) => f.write_str(what),
+            Ended::Violated(what) | Ended::NotGranted(what) => f.write_str(what),
             Ended::Refused { why, .. } => f.write_str(why),
             Ended::ShutDown => f.write_str("this side is shutting down"),
             Ended::Cut => f.write_str("this side closed without waiting any longer"),

@@ -57,7 +57,7 @@ impl Handshake {
             accepted = in_time => match accepted {
                 Ok(Ok(io)) => return Ok(io),
                 Ok(Err(failed)) => failed,
-                Err(_) => return Err(Ended::Handshake(format!("it was not over within the {deadline:?} allowed"))),
+                Err(_) => return Err(Ended::HandshakeDeadline(*deadline)),
             },
         };
         // Closed with something unread, the socket would take the alert back that tells the peer why.

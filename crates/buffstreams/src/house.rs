@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use crate::sender::Sender;
 use crate::session::Sessions;
 use crate::shared_outbox::{Phase, SharedOutbox};
 use crate::socket::Socket;
-use crate::stats::Received;
+use crate::stats::{Received, count_both};
 use crate::transport::{PeerAddress, Transport};
 
 /// How long a connection that broke a rule may take to get the replies it is still owed.
@@ -99,7 +99,7 @@ impl<S: Service> House<S> {
             match Box::pin(handshake.run(io, &tenant.outbox)).await {
                 Ok(io) => Self::host(tenant, io).await,
                 Err(ended) => {
-                    tenant.leave(&ended);
+                    tenant.leave_before_handler(&ended);
                     ended
                 }
             }
@@ -253,20 +253,44 @@ impl<S> Tenant<S> {
         let House { demands, ended_log, .. } = &*self.house;
         demands.received.add_replies(replies);
         let (peer, unsent) = (&self.address, replies.failed);
-        match ended {
-            Ended::EndOfStream | Ended::ShutDown if unsent == 0 => tracing::debug!(%peer, "closed: {ended}"),
-            Ended::Handshake(_) => {
-                demands.received.broken.fetch_add(1, Ordering::Relaxed);
-                demands.received.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-                ended_log.warn(|left_out| tracing::warn!(%peer, left_out, "connection refused: {ended}"));
-            }
-            _ => {
-                demands.received.broken.fetch_add(1, Ordering::Relaxed);
-                let log = |left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}");
-                ended_log.warn(log);
-            }
+        match broken_by(ended, &demands.received) {
+            Some(reason) => count_both(&demands.received.broken, reason),
+            None if unsent > 0 => _ = demands.received.broken.fetch_add(1, Ordering::Relaxed),
+            None => return tracing::debug!(%peer, "closed: {ended}"),
         }
+        ended_log.warn(|left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}"));
     }
+
+    /// The same if there was no handler yet, which could tell of it.
+    fn leave_before_handler(&self, ended: &Ended) {
+        self.has_left.store(true, Ordering::Relaxed);
+        let House { demands, ended_log, .. } = &*self.house;
+        let peer = &self.address;
+        let Some(reason) = broken_by(ended, &demands.received) else { return };
+        count_both(&demands.received.broken, reason);
+        ended_log.warn(|left_out| tracing::warn!(%peer, left_out, "connection refused: {ended}"));
+    }
+}
+
+/// The counter of what broke a connection off; `None` if nothing did.
+fn broken_by<'r>(ended: &Ended, received: &'r Received) -> Option<&'r AtomicU64> {
+    Some(match ended {
+        Ended::EndOfStream | Ended::ShutDown => return None,
+        Ended::Malformed(_) => &received.broken_malformed,
+        Ended::HandlerFailed(_) | Ended::HandlerPanicked | Ended::SendAgain => &received.broken_handler,
+        Ended::FrameDeadline(_) => &received.broken_frame_deadline,
+        Ended::Idle(_) => &received.broken_idle,
+        Ended::Overloaded { .. } => &received.broken_overloaded,
+        Ended::Handshake(_) => &received.broken_handshake,
+        Ended::HandshakeDeadline(_) => &received.broken_handshake_deadline,
+        Ended::Silent(_) => &received.broken_silent,
+        Ended::Fenced => &received.broken_fenced,
+        Ended::Violated(_) => &received.broken_violation,
+        Ended::NotGranted(_) => &received.broken_session_refused,
+        Ended::Cut => &received.broken_cut,
+        // The last two do not happen to connections that were accepted.
+        Ended::Io(_) | Ended::Refused { .. } | Ended::Reopened => &received.broken_io,
+    })
 }
 
 impl<S> Drop for Tenant<S> {

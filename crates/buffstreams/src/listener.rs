@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,7 +21,7 @@ use crate::proto::framing::{Framing, Prefix};
 use crate::proto::session::streams::Terms;
 use crate::reader::{Demands, Talk};
 use crate::shared_outbox::deadline_in;
-use crate::stats::{Received, ReceivedStats};
+use crate::stats::{Received, ReceivedStats, count_both};
 use crate::transport::{Acceptor, Address, Liveness, PeerAddress, TlsServer, Transport};
 
 /// Waiting times when the machine has no file descriptor left: from the first to the last, doubling.
@@ -385,7 +385,7 @@ async fn accept_until_stopped<S: Service>(
         };
         match accepted {
             Ok((_, peer)) if house.open_connections() >= most => {
-                house.received().refused.fetch_add(1, Ordering::Relaxed);
+                count_both(&house.received().refused, &house.received().refused_too_many);
                 refused_log
                     .warn(|left_out| tracing::warn!(%peer, most, left_out, "connection refused: too many are open"));
             }
@@ -396,7 +396,7 @@ async fn accept_until_stopped<S: Service>(
                     None => drop(tokio::spawn(house.serve(io, peer))),
                     Some(Some(handshake)) => drop(tokio::spawn(house.serve_secured(io, peer, handshake))),
                     Some(None) => {
-                        house.received().refused.fetch_add(1, Ordering::Relaxed);
+                        count_both(&house.received().refused, &house.received().refused_handshakes);
                         refused_log.warn(|left_out| {
                             tracing::warn!(%peer, left_out, "connection refused: too many TLS handshakes are under way");
                         });

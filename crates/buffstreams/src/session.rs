@@ -68,7 +68,7 @@ impl Sessions {
         let refused = |refuse: Refuse| {
             let why = format!("a session was refused: {}", refuse.text);
             say_last(replies, refuse);
-            Ended::Violated(why)
+            Ended::NotGranted(why)
         };
         let hello = match Control::decode(frame) {
             Ok(Control::Hello(hello)) => hello,
@@ -111,7 +111,7 @@ impl Sessions {
     pub(crate) fn refuse_all(replies: &Arc<SharedOutbox>) -> Ended {
         let text = "this listener takes no sessions".to_owned();
         say_last(replies, Refuse { code: RefuseCode::NO_SESSIONS, detail: 0, text });
-        Ended::Violated("a session was asked for, and there are none here".into())
+        Ended::NotGranted("a session was asked for, and there are none here".into())
     }
 }
 

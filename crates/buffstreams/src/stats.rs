@@ -1,6 +1,7 @@
 //! Counters: what became of a connection's messages, and what a server has seen.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::proto::outbox::Tally;
@@ -43,43 +44,103 @@ impl Stats {
     }
 }
 
-/// What the receiving side has seen: of all connections of a server, or of all sockets of a dialled connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ReceivedStats {
-    /// Messages given to handlers.
-    pub messages: u64,
-    /// Bytes of those messages, without prefixes.
-    pub bytes: u64,
-    /// Errors that handlers returned.
-    pub handler_errors: u64,
-    /// Connections that are open now.
-    pub open: u64,
-    /// Connections that were opened.
-    pub connected: u64,
-    /// Connections that were refused because there were too many.
-    pub refused: u64,
-    /// Connections that ended otherwise than by the peer's end of stream or by this side closing, or with replies that
-    /// failed.
-    pub broken: u64,
-    /// Those of them whose TLS handshake failed, or was not over in time.
-    pub handshakes_failed: u64,
-    /// Replies accepted on connections that have ended, and what became of them.
-    pub replies: Stats,
+/// Counters that are kept live, and read into a snapshot of the same names.
+macro_rules! counters {
+    (
+        $(#[$about:meta])* pub struct $Snapshot:ident; live: $Live:ident;
+        $($(#[$what:meta])* $name:ident,)*
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct $Snapshot {
+            $($(#[$what])* pub $name: u64,)*
+            /// Replies accepted on connections that have ended, and what became of them.
+            pub replies: Stats,
+        }
+
+        /// The live counters behind the snapshot.
+        #[derive(Debug, Default)]
+        pub(crate) struct $Live {
+            $(pub(crate) $name: AtomicU64,)*
+            pub(crate) replies: Mutex<Stats>,
+        }
+
+        impl $Live {
+            pub(crate) fn read(&self) -> $Snapshot {
+                $Snapshot {
+                    $($name: self.$name.load(Ordering::Relaxed),)*
+                    replies: *self.replies.lock().unwrap_or_else(PoisonError::into_inner),
+                }
+            }
+        }
+    };
 }
 
-/// The live counters behind [`ReceivedStats`].
-#[derive(Debug, Default)]
-pub(crate) struct Received {
-    pub(crate) messages: AtomicU64,
-    pub(crate) bytes: AtomicU64,
-    pub(crate) handler_errors: AtomicU64,
-    pub(crate) open: AtomicU64,
-    pub(crate) connected: AtomicU64,
-    pub(crate) refused: AtomicU64,
-    pub(crate) broken: AtomicU64,
-    pub(crate) handshakes_failed: AtomicU64,
-    pub(crate) replies: std::sync::Mutex<Stats>,
+counters! {
+    /// What the receiving side has seen: of all connections of a server, or of all sockets of a dialled connection.
+    ///
+    /// A connection that is not wanted is *refused* before anything is read from it, or it is opened and then *broken* off:
+    /// `refused` and `broken` are the totals, and each counter with that word at its start is a part of one of them. For a
+    /// dialled connection all of these are 0.
+    pub struct ReceivedStats;
+    live: Received;
+
+    /// Messages given to handlers.
+    messages,
+    /// Bytes of those messages, without prefixes.
+    bytes,
+    /// Errors that handlers returned.
+    handler_errors,
+    /// Connections that are open now.
+    open,
+    /// Connections that were opened.
+    connected,
+    /// Connections that were refused, for any of the five reasons that follow.
+    refused,
+    /// Because as many were open as [may be](crate::ListenerBuilder::max_connections).
+    refused_too_many,
+    /// Because as many were open from that address as may be.
+    refused_from_address,
+    /// Because their address is not allowed.
+    refused_not_allowed,
+    /// Because too many TLS handshakes were under way.
+    refused_handshakes,
+    /// Because the listener was shutting down: they waited to be accepted when that began.
+    refused_stopping,
+    /// Connections that ended otherwise than by the peer's end of stream or by this side closing, for any of the reasons that
+    /// follow, or with replies that failed.
+    broken,
+    /// Their TLS handshake failed.
+    broken_handshake,
+    /// A handshake, of TLS or of a session, was not over in time.
+    broken_handshake_deadline,
+    /// A frame was not whole [in time](crate::ListenerBuilder::frame_deadline).
+    broken_frame_deadline,
+    /// Nothing came [for too long](crate::ListenerBuilder::idle_deadline).
+    broken_idle,
+    /// What came were no frames, or the stream ended inside one.
+    broken_malformed,
+    /// The [memory](crate::ListenerBuilder::receive_memory) for unfinished messages, or [that](crate::ListenerBuilder::session_memory)
+    /// for messages of acknowledged streams that wait for their handlers, was used up.
+    broken_overloaded,
+    /// They asked for an acknowledged stream, and it was not granted.
+    broken_session_refused,
+    /// They broke a rule of acknowledged streams.
+    broken_violation,
+    /// The peer gave no sign of life in an acknowledged stream.
+    broken_silent,
+    /// A newer connection of their acknowledged stream took over.
+    broken_fenced,
+    /// Their handler failed or panicked, or a message must be sent again.
+    broken_handler,
+    /// They were cut at the deadline of a shutdown.
+    broken_cut,
+    /// The operating system reported an error, as when the peer was killed.
+    broken_io,
+    /// How often reading, or in acknowledged streams the handler, was made to wait by
+    /// `max_message_rate`.
+    throttled,
 }
 
 impl Received {
@@ -94,24 +155,16 @@ impl Received {
         if stats.accepted == 0 {
             return;
         }
-        let mut sum = self.replies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut sum = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
         sum.accepted += stats.accepted;
         sum.settled += stats.settled;
         sum.failed += stats.failed;
         sum.in_flight += stats.in_flight;
     }
+}
 
-    pub(crate) fn read(&self) -> ReceivedStats {
-        ReceivedStats {
-            messages: self.messages.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-            handler_errors: self.handler_errors.load(Ordering::Relaxed),
-            open: self.open.load(Ordering::Relaxed),
-            connected: self.connected.load(Ordering::Relaxed),
-            refused: self.refused.load(Ordering::Relaxed),
-            broken: self.broken.load(Ordering::Relaxed),
-            handshakes_failed: self.handshakes_failed.load(Ordering::Relaxed),
-            replies: *self.replies.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-        }
-    }
+/// Counts one, for a total and for its reason.
+pub(crate) fn count_both(total: &AtomicU64, reason: &AtomicU64) {
+    total.fetch_add(1, Ordering::Relaxed);
+    reason.fetch_add(1, Ordering::Relaxed);
 }

@@ -126,7 +126,7 @@ async fn messages_and_replies_go_over_tls_plain_and_acknowledged() {
         assert_eq!((stats.settled, stats.failed), (2000, 0));
     }
     let report = in_time("the shutdown", server.shutdown(PATIENCE)).await;
-    let counted = (report.received.messages, report.received.broken, report.received.handshakes_failed);
+    let counted = (report.received.messages, report.received.broken, report.received.broken_handshake);
     assert_eq!(counted, (4000, 0, 0));
 }
 
@@ -167,7 +167,7 @@ async fn a_server_that_is_not_who_it_should_be_is_refused_and_named() {
                 assert!(text.contains(word), "{word} in: {text}");
             }
         }
-        until("the server knows", || server.stats().handshakes_failed == 2).await;
+        until("the server knows", || server.stats().broken_handshake == 2).await;
         until("both are gone", || server.stats().open == 0).await;
         assert_eq!((server.stats().broken, record.peers().len()), (2, 0));
     }
@@ -211,7 +211,7 @@ async fn a_client_that_may_not_come_is_told_why_before_anything_counts_as_sent()
         in_time("giving up", lazy.closed()).await;
         assert_eq!((lazy.stats().settled, lazy.stats().failed), (0, 1));
     }
-    until("the server knows", || server.stats().handshakes_failed == 12).await;
+    until("the server knows", || server.stats().broken_handshake == 12).await;
     assert_eq!((record.count(), record.peers().len()), (0, 0));
 }
 
@@ -412,7 +412,7 @@ async fn a_lazy_connection_tries_on_until_the_certificate_is_right() {
     let server = serve(tls.clone(), record.clone()).await;
     let connection = Connection::builder().tls(authority.client()).dial_lazy(server.local_address()).unwrap();
     connection.send(b"kept").await.unwrap();
-    until("it was refused twice", || server.stats().handshakes_failed >= 2).await;
+    until("it was refused twice", || server.stats().broken_handshake >= 2).await;
     assert_eq!((connection.stats().in_flight, record.count()), (1, 0));
     authority.issue("server", &["127.0.0.1"]);
     tls.reload().unwrap();
@@ -434,12 +434,12 @@ async fn strangers_who_say_nothing_delay_nobody_and_are_cut_at_the_deadline() {
     let connection = Connection::builder().tls(authority.client()).dial(server.local_address()).await.unwrap();
     connection.send(b"healthy").await.unwrap();
     record.has(1).await;
-    assert_eq!(server.stats().handshakes_failed, 0, "nobody had to be cut for that");
+    assert_eq!(server.stats().broken_handshake_deadline, 0, "nobody had to be cut for that");
     for stranger in &mut strangers {
         closed(stranger).await;
     }
     until("they are gone", || server.stats().open == 1).await;
-    assert_eq!(server.stats().handshakes_failed, STRANGERS as u64);
+    assert_eq!(server.stats().broken_handshake_deadline, STRANGERS as u64);
     in_time("closing", connection.close(PATIENCE)).await.unwrap();
 }
 
@@ -458,7 +458,7 @@ async fn handshakes_beyond_the_limit_are_refused_and_those_under_way_count_as_co
         until("both are gone", || server.stats().open == 0).await;
         let connection = Connection::builder().tls(authority.client()).dial(server.local_address()).await.unwrap();
         in_time("closing", connection.close(PATIENCE)).await.unwrap();
-        assert_eq!(server.stats().handshakes_failed, 2);
+        assert_eq!(server.stats().broken_handshake, 2);
     }
 }
 
@@ -470,7 +470,7 @@ async fn a_shutdown_does_not_wait_for_handshakes() {
     let mut stranger = connect(server.local_address()).await;
     until("it is there", || server.stats().open == 1).await;
     let report = in_time("the shutdown", server.shutdown(2 * PATIENCE)).await;
-    assert_eq!((report.cut, report.received.handshakes_failed), (0, 0));
+    assert_eq!((report.cut, report.received.broken_handshake), (0, 0));
     closed(&mut stranger).await;
 }
 
@@ -523,7 +523,7 @@ async fn one_side_with_tls_and_one_without_part_at_once() {
     // What is sent plainly counts as settled when the kernel has it.
     let plain = Connection::dial(secure.local_address()).await.unwrap();
     plain.send(b"lost").await.unwrap();
-    until("it was refused", || secure.stats().handshakes_failed >= 1).await;
+    until("it was refused", || secure.stats().broken_handshake >= 1).await;
     let builder = Connection::builder().delivery(Delivery::Acked);
     let error = in_time("the refusal", builder.dial(secure.local_address())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Connect);
