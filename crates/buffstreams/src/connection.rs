@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use crate::events::Events;
 use crate::failed::FailedTo;
 use crate::handler::{Discard, Service};
 use crate::log::Throttle;
+use crate::memory::MemoryBudget;
 use crate::proto::framing::{Framing, Prefix};
 use crate::proto::outbox::FailedMessage;
 use crate::proto::session::sending::{Ask, Sending};
@@ -65,7 +65,7 @@ struct Settings {
     backoff: Backoff,
     connect_deadline: Duration,
     frame_deadline: Option<Duration>,
-    receive_memory: usize,
+    receive_memory: MemoryBudget,
     failed_to: FailedTo,
     liveness: Liveness,
     delivery: Delivery,
@@ -94,7 +94,7 @@ impl Default for Settings {
             backoff: Backoff::default(),
             connect_deadline: Duration::from_secs(10),
             frame_deadline: Some(Duration::from_secs(30)),
-            receive_memory: 64 * 1024 * 1024,
+            receive_memory: MemoryBudget::of_process(),
             failed_to: FailedTo::default(),
             liveness: Liveness::default(),
             delivery: Delivery::default(),
@@ -167,6 +167,13 @@ impl<S: Service> ConnectionBuilder<S> {
     /// as it likes.
     pub fn frame_deadline(mut self, allowed: impl Into<Option<Duration>>) -> Self {
         self.settings.frame_deadline = allowed.into();
+        self
+    }
+
+    /// Bytes that unfinished messages from the other side may take; for several connections together, if the budget is
+    /// shared. Who would exceed it is closed, and dialled again. Default [`MemoryBudget::of_process`].
+    pub fn receive_memory(mut self, memory: impl Into<MemoryBudget>) -> Self {
+        self.settings.receive_memory = memory.into();
         self
     }
 
@@ -434,10 +441,11 @@ impl<S: Service> ConnectionBuilder<S> {
                 framing,
                 frame_deadline: settings.frame_deadline,
                 idle_deadline: None,
+                handshake_deadline: None,
                 close_on_handler_error: false,
                 pause_when_congested: false,
+                max_message_rate: None,
                 memory: settings.receive_memory,
-                taken: AtomicUsize::new(0),
                 received,
                 handler_errors: Throttle::default(),
                 sessions: if settings.delivery == Delivery::Acked { Talk::Ask } else { Talk::Plain },

@@ -92,14 +92,14 @@ pub enum Ended {
     FrameDeadline(Duration),
     /// Nothing came for this long.
     Idle(Duration),
-    /// The memory for received bytes, shared by all connections, was used up. In bytes.
+    /// The memory that connections share for what they received and not handled was used up. In bytes.
     Overloaded {
         /// What all connections may hold together.
         limit: usize,
     },
     /// The TLS handshake failed. There was no handler yet.
     Handshake(String),
-    /// A handshake took longer than this.
+    /// A handshake, of TLS or of an acknowledged stream, took longer than this.
     HandshakeDeadline(Duration),
     /// The peer gave no sign of life in an acknowledged stream, for this long.
     Silent(Duration),
@@ -137,7 +137,7 @@ impl fmt::Display for Ended {
             Ended::FrameDeadline(allowed) => write!(f, "a frame took longer than the {allowed:?} that are allowed"),
             Ended::Idle(allowed) => write!(f, "nothing was received for the {allowed:?} that are allowed"),
             Ended::Overloaded { limit } => {
-                write!(f, "unfinished messages of all connections would exceed the {limit} bytes that are allowed")
+                write!(f, "what all connections hold would exceed the {limit} bytes that are allowed")
             }
             Ended::Handshake(why) => write!(f, "the TLS handshake failed: {why}"),
             Ended::HandshakeDeadline(allowed) => {

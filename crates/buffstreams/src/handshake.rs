@@ -8,39 +8,51 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::door::{Crowd, FromOne, Full};
 use crate::handler::Ended;
 use crate::shared_outbox::{Phase, SharedOutbox};
 use crate::socket::drain;
-use crate::transport::{TlsServer, Transport};
+use crate::transport::{PeerAddress, TlsServer, Transport};
+
+/// One address may have so large a part of the handshakes under way: then it takes as many to keep others out.
+const PART_OF_ONE: usize = 4;
 
 /// Where connections become secure, a bounded number at a time.
 #[derive(Debug)]
 pub(crate) struct Gate {
     tls: TlsServer,
     deadline: Duration,
-    room: Arc<Semaphore>,
+    under_way: Crowd,
 }
 
 impl Gate {
-    pub(crate) fn new(tls: TlsServer) -> Gate {
-        let (deadline, most) = tls.limits();
-        Gate { tls, deadline, room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))) }
+    pub(crate) fn new(tls: TlsServer, deadline: Duration, most: usize) -> Gate {
+        Gate { tls, deadline, under_way: places(most) }
     }
 
-    /// `None` if too many are under way.
-    pub(crate) fn enter(self: &Arc<Self>) -> Option<Handshake> {
-        let room = Arc::clone(&self.room).try_acquire_owned().ok()?;
-        Some(Handshake { gate: Arc::clone(self), _room: room })
+    /// A handshake with this peer, unless too many are under way.
+    pub(crate) fn enter(self: &Arc<Self>, peer: &PeerAddress) -> Result<Handshake, Full> {
+        self.under_way.enter(peer)?;
+        Ok(Handshake { gate: Arc::clone(self), peer: peer.clone() })
     }
+}
+
+fn places(most: usize) -> Crowd {
+    Crowd::new(most, FromOne { most: Some(most.div_ceil(PART_OF_ONE)), counts_loopback: false })
 }
 
 /// A handshake to be made.
 #[derive(Debug)]
 pub(crate) struct Handshake {
     gate: Arc<Gate>,
-    _room: OwnedSemaphorePermit,
+    peer: PeerAddress,
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.gate.under_way.leave(&self.peer);
+    }
 }
 
 impl Handshake {
@@ -65,5 +77,24 @@ impl Handshake {
             drain(&mut io).await;
         }
         Err(Ended::Handshake(why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_has_a_quarter_of_the_handshakes_under_way_at_most_and_this_machine_any() {
+        let peer = |host: &str| PeerAddress::Tcp(format!("{host}:7").parse().unwrap());
+        let places = places(8);
+        for _ in 0..2 {
+            assert_eq!(places.enter(&peer("192.0.2.1")), Ok(()));
+        }
+        assert_eq!(places.enter(&peer("192.0.2.1")), Err(Full::FromOne(2)));
+        for _ in 0..6 {
+            assert_eq!(places.enter(&peer("127.0.0.1")), Ok(()));
+        }
+        assert_eq!(places.enter(&peer("192.0.2.2")), Err(Full::InAll(8)));
     }
 }

@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::door::{Crowd, Full};
 use crate::handler::{Ended, Peer, Service};
 use crate::handshake::Handshake;
 use crate::log::Throttle;
@@ -40,7 +41,25 @@ pub(crate) struct House<S> {
     demands: Arc<Demands>,
     reply_memory: usize,
     tenants: Tenants,
+    /// Who is there, from the accept on.
+    crowd: Crowd,
     ended_log: Throttle,
+    /// What was in hand where connections were cut.
+    unfinished: AtomicUsize,
+    unhandled: AtomicU64,
+}
+
+/// What a shutdown had to cut.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cut {
+    /// Connections.
+    pub(crate) cut: usize,
+    /// Those of them that are still there.
+    pub(crate) blocked: usize,
+    /// Those that had anything in hand.
+    pub(crate) unfinished: usize,
+    /// Messages that no handler was given.
+    pub(crate) unhandled: u64,
 }
 
 impl<S: Service> House<S> {
@@ -50,6 +69,7 @@ impl<S: Service> House<S> {
         mut demands: Demands,
         reply_memory: usize,
         grant: Option<(Terms, usize)>,
+        crowd: Crowd,
     ) -> House<S> {
         let service = Arc::new(service);
         demands.sessions = match grant {
@@ -65,13 +85,16 @@ impl<S: Service> House<S> {
             demands: Arc::new(demands),
             reply_memory,
             tenants: Tenants::default(),
+            crowd,
             ended_log: Throttle::default(),
+            unfinished: AtomicUsize::new(0),
+            unhandled: AtomicU64::new(0),
         }
     }
 
-    /// How many connections are open.
-    pub(crate) fn open_connections(&self) -> usize {
-        self.tenants.count()
+    /// Makes room for a connection, which then must be [served](Self::serve).
+    pub(crate) fn admit(&self, peer: &PeerAddress) -> Result<(), Full> {
+        self.crowd.enter(peer)
     }
 
     /// What all connections have received.
@@ -135,10 +158,20 @@ impl<S: Service> House<S> {
         Socket::open(io, &self.service, &peer, &self.demands)
     }
 
-    /// The input of a connection has ended: finishes what is in hand, and writes the replies that are still owed.
+    /// The input of a connection has ended: finishes what is in hand, writes the replies that are still owed, and notes what
+    /// was left if it was cut.
     async fn part(&self, socket: Option<Socket<S::Handler>>, ended: &Ended, outbox: &Arc<SharedOutbox>) {
         let Some(mut socket) = socket else { return };
-        socket.finish_handler(ended, outbox).await;
+        let is_finished = socket.finish_handler(ended, outbox).await;
+        let unhandled = socket.unhandled();
+        self.write_rest(socket, ended, outbox).await;
+        if outbox.is_cut() && (!is_finished || unhandled > 0 || outbox.stats().in_flight > 0) {
+            self.unfinished.fetch_add(1, Ordering::Relaxed);
+            self.unhandled.fetch_add(unhandled, Ordering::Relaxed);
+        }
+    }
+
+    async fn write_rest(&self, socket: Socket<S::Handler>, ended: &Ended, outbox: &Arc<SharedOutbox>) {
         let mut output = socket.into_output();
         let written = match ended {
             Ended::Io(_) | Ended::Cut => return,
@@ -158,18 +191,19 @@ impl<S: Service> House<S> {
         }
     }
 
-    /// Lets every connection finish what it has in hand until then, and cuts the rest: returns how many that were, and
-    /// how many of those are still there.
-    pub(crate) async fn shut_down(&self, deadline: Instant) -> (usize, usize) {
+    /// Lets every connection finish what it has in hand until then, and cuts the rest.
+    pub(crate) async fn shut_down(&self, deadline: Instant) -> Cut {
         self.tenants.advance(Phase::Draining);
         if tokio::time::timeout_at(deadline.into(), self.tenants.gone()).await.is_ok() {
-            return (0, 0);
+            return Cut::default();
         }
         let cut = self.tenants.count();
         self.tenants.advance(Phase::Cut);
         // A connection that does not even hear of it is in a handler that blocks.
         let _ = tokio::time::timeout(LAST_WORD, self.tenants.gone()).await;
-        (cut, self.tenants.count())
+        let blocked = self.tenants.count();
+        let unfinished = self.unfinished.load(Ordering::Relaxed) + blocked;
+        Cut { cut, blocked, unfinished, unhandled: self.unhandled.load(Ordering::Relaxed) }
     }
 }
 
@@ -298,6 +332,7 @@ impl<S> Drop for Tenant<S> {
         if !self.has_left.load(Ordering::Relaxed) {
             self.leave(&Ended::Cut);
         }
+        self.house.crowd.leave(&self.address);
         self.house.tenants.lock().outboxes.remove(&self.id);
         self.house.demands.received.open.fetch_sub(1, Ordering::Relaxed);
         self.house.tenants.left.notify_waiters();

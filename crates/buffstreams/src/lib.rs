@@ -94,6 +94,7 @@ mod blocking_handler;
 mod codec;
 mod connection;
 mod dialer;
+mod door;
 mod error;
 mod events;
 mod failed;
@@ -103,6 +104,9 @@ mod house;
 mod listener;
 mod log;
 mod manager;
+mod memory;
+#[cfg_attr(not(feature = "rate-limit"), path = "without_pace.rs")]
+mod pace;
 mod reader;
 mod retry;
 mod sender;
@@ -130,8 +134,10 @@ pub use events::{Event, Events};
 pub use handler::{
     Discard, Ended, Handler, HandlerError, HandlerResult, Peer, PerConnection, Service, Shared, per_connection,
 };
+pub use ipnet::IpNet;
 pub use listener::{Listener, ListenerBuilder, OnHandlerError, Server, ShutdownReport, Stopper};
 pub use manager::{Manager, ManagerReport};
+pub use memory::MemoryBudget;
 #[cfg(feature = "dissect")]
 pub use proto::dissect::{ControlFrame, Direction, DissectError, Dissected, Dissector};
 pub use proto::framing::{

@@ -4,19 +4,23 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use crate::door::{self, Crowd, FromOne, Full};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::{Ended, Service};
-use crate::handshake::Gate;
-use crate::house::House;
+use crate::handshake::{Gate, Handshake};
+use crate::house::{Cut, House};
 use crate::log::Throttle;
+use crate::memory::MemoryBudget;
 use crate::proto::framing::{Framing, Prefix};
 use crate::proto::session::streams::Terms;
 use crate::reader::{Demands, Talk};
@@ -49,15 +53,22 @@ pub enum OnHandlerError {
 }
 
 /// How to listen. Made by [`Listener::builder`].
+///
+#[doc = include_str!("../limits.md")]
 #[derive(Clone, Debug)]
 pub struct ListenerBuilder {
     prefix: Prefix,
     max_message_size: usize,
     max_connections: usize,
+    max_connections_per_address: FromOne,
+    allowed: Option<Vec<IpNet>>,
+    max_handshakes: usize,
+    handshake_deadline: Option<Duration>,
     frame_deadline: Option<Duration>,
     idle_deadline: Option<Duration>,
     reply_memory: usize,
-    receive_memory: usize,
+    receive_memory: MemoryBudget,
+    max_message_rate: Option<NonZeroU32>,
     on_handler_error: OnHandlerError,
     liveness: Liveness,
     sessions: bool,
@@ -72,10 +83,15 @@ impl Default for ListenerBuilder {
             prefix: Prefix::default(),
             max_message_size: 0,
             max_connections: 65_536,
+            max_connections_per_address: FromOne { most: Some(1024), counts_loopback: false },
+            allowed: None,
+            max_handshakes: 256,
+            handshake_deadline: Some(Duration::from_secs(10)),
             frame_deadline: Some(Duration::from_secs(30)),
             idle_deadline: None,
             reply_memory: 1024 * 1024,
-            receive_memory: 1024 * 1024 * 1024,
+            receive_memory: MemoryBudget::of_process(),
+            max_message_rate: None,
             on_handler_error: OnHandlerError::default(),
             liveness: Liveness::default(),
             sessions: true,
@@ -102,8 +118,55 @@ impl ListenerBuilder {
     }
 
     /// How many connections may be open at a time; further ones are closed at once. Default 65,536.
+    ///
+    /// Each takes a file descriptor: where the process may have fewer, connections wait to be accepted until there are some.
     pub fn max_connections(mut self, most: usize) -> Self {
         self.max_connections = most;
+        self
+    }
+
+    /// How many connections from one address may be open at a time; further ones are closed at once. Default 1,024, and any
+    /// number from loopback addresses, which are this machine. A number that is set holds for these, too; `None` is no limit.
+    ///
+    /// An IPv6 address counts as its /64: that is the least that a customer is given, so whoever has one address there has
+    /// all of them. Behind a proxy or a NAT, all who come through it are one address. Unix sockets are not counted.
+    pub fn max_connections_per_address(mut self, most: impl Into<Option<usize>>) -> Self {
+        self.max_connections_per_address = FromOne { most: most.into(), counts_loopback: true };
+        self
+    }
+
+    /// Lets in who comes from one of these networks, or from one that an earlier call named; everybody else is closed at
+    /// once. Default: everybody may come. With an empty list, nobody may.
+    ///
+    /// Unix sockets are no matter of networks: who may use one is said by the permissions of its file.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use buffstreams::Listener;
+    ///
+    /// let builder = Listener::builder().allow(["10.0.0.0/8".parse()?, "2001:db8::/32".parse()?]);
+    /// # Ok(()) }
+    /// ```
+    pub fn allow(mut self, networks: impl IntoIterator<Item = IpNet>) -> Self {
+        self.allowed.get_or_insert_default().extend(networks);
+        self
+    }
+
+    /// How long a peer may take to come to terms: with TLS, from the accept until that handshake is over; in an acknowledged
+    /// stream, from its first byte until it has said which one it is. Default 10 s; `None` for as long as it likes.
+    ///
+    /// A plain peer without TLS has no handshake, and may be silent from the start: there is the
+    /// [idle deadline](Self::idle_deadline) for that.
+    pub fn handshake_deadline(mut self, allowed: impl Into<Option<Duration>>) -> Self {
+        self.handshake_deadline = allowed.into();
+        self
+    }
+
+    /// How many TLS handshakes may be under way at a time, and a quarter as many with one address that is not of this
+    /// machine; who comes beyond that is closed at once. Default 256.
+    #[cfg(feature = "__tls")]
+    pub fn max_handshakes(mut self, most: usize) -> Self {
+        self.max_handshakes = most;
         self
     }
 
@@ -114,7 +177,12 @@ impl ListenerBuilder {
         self
     }
 
-    /// How long a connection may send nothing at all. Default `None`: as long as it likes.
+    /// How long a connection may send nothing at all, also from its start on. Default `None`: as long as it likes.
+    ///
+    /// There is none by default, because many honest clients are silent: those that listen more than they speak, and those
+    /// that have something to say once a day. To close on such a client can cost it a message that was on its way. A silent
+    /// connection costs 1.7 KiB and a descriptor, and how many a stranger may have is bounded; one whose peer has vanished
+    /// is found by [keepalive](Self::keepalive), and acknowledged streams have heartbeats.
     pub fn idle_deadline(mut self, allowed: impl Into<Option<Duration>>) -> Self {
         self.idle_deadline = allowed.into();
         self
@@ -139,9 +207,22 @@ impl ListenerBuilder {
         self
     }
 
-    /// Bytes that unfinished messages of all connections may take together. Who would exceed it is closed. Default 1 GiB.
-    pub fn receive_memory(mut self, bytes: usize) -> Self {
-        self.receive_memory = bytes;
+    /// Bytes that unfinished messages of all connections may take together; also those of other listeners and connections,
+    /// if the budget is shared. Who would exceed it is closed. Default [`MemoryBudget::of_process`], 1 GiB.
+    pub fn receive_memory(mut self, memory: impl Into<MemoryBudget>) -> Self {
+        self.receive_memory = memory.into();
+        self
+    }
+
+    /// How many messages of one connection are handled in a second, at most; a tenth of it at once. Default `None`: as many
+    /// as there are.
+    ///
+    /// Nothing is refused or lost for it. A connection that sends faster is not read for a while, so that its sender waits;
+    /// in an acknowledged stream messages wait for their turn within the window, and acknowledgements and heartbeats do not.
+    /// What is in hand at a shutdown is finished without waiting.
+    #[cfg(feature = "rate-limit")]
+    pub fn max_message_rate(mut self, per_second: impl Into<Option<NonZeroU32>>) -> Self {
+        self.max_message_rate = per_second.into();
         self
     }
 
@@ -160,14 +241,20 @@ impl ListenerBuilder {
     }
 
     /// Bytes that the sender of an acknowledged stream may have in flight at most: sent, and not acknowledged. Default
-    /// 4 MiB. A message of the largest size always may.
+    /// 4 MiB, and less where very many are connected: no more than an equal part of half the
+    /// [memory](Self::session_memory). A message of the largest size always may.
     pub fn session_window(mut self, bytes: usize) -> Self {
         self.session_window = bytes;
         self
     }
 
-    /// Bytes of the windows of all acknowledged streams together, which are reserved while they are connected. When they
-    /// are used up, further streams get smaller windows, and in the end none. Default 256 MiB.
+    /// Bytes that messages of all acknowledged streams may take which were received and wait for their handlers. Default
+    /// 256 MiB.
+    ///
+    /// To ask for a window takes nothing of it. While half of it is taken, a connection that comes to hold more than an equal
+    /// part of the other half is closed, and its sender comes back later with what was not handled; so those who flood their handlers
+    /// keep nobody else out. Beyond this memory goes only the largest message of each connection, if that is more than its
+    /// part.
     pub fn session_memory(mut self, bytes: usize) -> Self {
         self.session_memory = bytes;
         self
@@ -220,7 +307,10 @@ impl ListenerBuilder {
             let text = "a stream that is brought is served as it is: bring one that TLS is spoken over already";
             return Err(Error::new(ErrorKind::InvalidConfiguration, text));
         }
-        let house = Arc::new(House::new(service, self.demands(framing), self.reply_memory, self.grant(framing)));
+        let crowd = Crowd::unbounded();
+        let house = House::new(service, self.demands(framing), self.reply_memory, self.grant(framing), crowd);
+        let house = Arc::new(house);
+        house.admit(&PeerAddress::Io).expect("there is room for any number");
         Ok(house.serve(Transport::Io(Box::new(io)), PeerAddress::Io).await)
     }
 
@@ -229,10 +319,11 @@ impl ListenerBuilder {
             framing,
             frame_deadline: self.frame_deadline,
             idle_deadline: self.idle_deadline,
+            handshake_deadline: self.handshake_deadline,
+            max_message_rate: self.max_message_rate,
             close_on_handler_error: self.on_handler_error == OnHandlerError::Close,
             pause_when_congested: true,
-            memory: self.receive_memory,
-            taken: AtomicUsize::new(0),
+            memory: self.receive_memory.clone(),
             received: Arc::default(),
             handler_errors: Throttle::default(),
             sessions: Talk::Plain,
@@ -333,18 +424,22 @@ impl Listener {
     /// Outside a tokio runtime.
     pub fn spawn<S: Service>(self, service: S) -> Server {
         let Listener { acceptor, address, framing, settings, stopper } = self;
+        let crowd = Crowd::new(settings.max_connections, settings.max_connections_per_address);
+        let (demands, grant) = (settings.demands(framing), settings.grant(framing));
+        let house = Arc::new(House::new(service, demands, settings.reply_memory, grant, crowd));
+        let deadline = settings.handshake_deadline.unwrap_or(Duration::MAX);
+        let gate = settings.tls.map(|tls| Arc::new(Gate::new(tls, deadline, settings.max_handshakes)));
+        let porter =
+            Porter { house: Arc::clone(&house), allowed: settings.allowed, gate, refused_log: Throttle::default() };
         let liveness = settings.liveness;
-        let most = settings.max_connections;
-        let gate = settings.tls.clone().map(|tls| Arc::new(Gate::new(tls)));
-        let house =
-            Arc::new(House::new(service, settings.demands(framing), settings.reply_memory, settings.grant(framing)));
         let watching = stopper.phase.subscribe();
         let (report, reported) = watch::channel(None);
         let received = Arc::clone(house.received());
         tokio::spawn(async move {
-            let deadline = accept_until_stopped(acceptor, liveness, most, gate, &house, watching).await;
-            let (cut, blocked) = house.shut_down(deadline).await;
-            let _ = report.send(Some(ShutdownReport { cut, blocked, received: house.received().read() }));
+            let deadline = accept_until_stopped(acceptor, liveness, &porter, watching).await;
+            let Cut { cut, blocked, unfinished, unhandled } = house.shut_down(deadline).await;
+            let received = house.received().read();
+            let _ = report.send(Some(ShutdownReport { cut, blocked, unfinished, unhandled, received }));
         });
         Server { address, stopper, reported, received }
     }
@@ -356,18 +451,62 @@ enum ServerPhase {
     Stopping(Instant),
 }
 
+/// Decides who is served.
+struct Porter<S> {
+    house: Arc<House<S>>,
+    allowed: Option<Vec<IpNet>>,
+    gate: Option<Arc<Gate>>,
+    refused_log: Throttle,
+}
+
+impl<S: Service> Porter<S> {
+    /// Serves a connection, or closes it and says why.
+    fn receive(&self, io: Transport, peer: PeerAddress) {
+        let Porter { house, allowed, gate, refused_log } = self;
+        let received = house.received();
+        let refuse = |reason, why: &dyn fmt::Display| {
+            count_both(&received.refused, reason);
+            refused_log.warn(|left_out| tracing::warn!(%peer, left_out, "connection refused: {why}"));
+        };
+        if allowed.as_ref().is_some_and(|allowed| !door::is_in(allowed, &peer)) {
+            return refuse(&received.refused_not_allowed, &"its address is not one of those allowed");
+        }
+        let handshake: Option<Handshake> = match gate.as_ref().map(|gate| gate.enter(&peer)).transpose() {
+            Ok(handshake) => handshake,
+            Err(full) => {
+                return refuse(&received.refused_handshakes, &format_args!("of TLS handshakes, {full}"));
+            }
+        };
+        match house.admit(&peer) {
+            Err(full @ Full::InAll(_)) => return refuse(&received.refused_too_many, &full),
+            Err(full @ Full::FromOne(_)) => return refuse(&received.refused_from_address, &full),
+            Ok(()) => {}
+        }
+        let house = Arc::clone(house);
+        match handshake {
+            None => drop(tokio::spawn(house.serve(io, peer))),
+            Some(handshake) => drop(tokio::spawn(house.serve_secured(io, peer, handshake))),
+        }
+    }
+
+    /// Closes the socket.
+    fn close(&self, acceptor: Acceptor) {
+        let waiting = acceptor.close();
+        let received = self.house.received();
+        received.refused.fetch_add(waiting, Ordering::Relaxed);
+        received.refused_stopping.fetch_add(waiting, Ordering::Relaxed);
+    }
+}
+
 /// Returns the deadline of the shutdown. The socket is closed then.
 async fn accept_until_stopped<S: Service>(
     acceptor: Acceptor,
     liveness: Liveness,
-    most: usize,
-    gate: Option<Arc<Gate>>,
-    house: &Arc<House<S>>,
+    porter: &Porter<S>,
     mut phase: watch::Receiver<ServerPhase>,
 ) -> Instant {
     let mut starved = STARVED.0;
     let starved_log = Throttle::new(1, STARVED_LOG);
-    let refused_log = Throttle::default();
     let mut stopped = pin!(async move {
         loop {
             if let ServerPhase::Stopping(deadline) = *phase.borrow_and_update() {
@@ -378,41 +517,28 @@ async fn accept_until_stopped<S: Service>(
             }
         }
     });
-    loop {
+    let deadline = loop {
         let accepted = tokio::select! {
-            deadline = &mut stopped => return deadline,
+            deadline = &mut stopped => break deadline,
             accepted = acceptor.accept(liveness) => accepted,
         };
         match accepted {
-            Ok((_, peer)) if house.open_connections() >= most => {
-                count_both(&house.received().refused, &house.received().refused_too_many);
-                refused_log
-                    .warn(|left_out| tracing::warn!(%peer, most, left_out, "connection refused: too many are open"));
-            }
             Ok((io, peer)) => {
                 starved = STARVED.0;
-                let house = Arc::clone(house);
-                match gate.as_ref().map(Gate::enter) {
-                    None => drop(tokio::spawn(house.serve(io, peer))),
-                    Some(Some(handshake)) => drop(tokio::spawn(house.serve_secured(io, peer, handshake))),
-                    Some(None) => {
-                        count_both(&house.received().refused, &house.received().refused_handshakes);
-                        refused_log.warn(|left_out| {
-                            tracing::warn!(%peer, left_out, "connection refused: too many TLS handshakes are under way");
-                        });
-                    }
-                }
+                porter.receive(io, peer);
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
                 starved_log.warn(|left_out| tracing::warn!(%error, left_out, "cannot accept connections; trying on"));
                 tokio::select! {
-                    deadline = &mut stopped => return deadline,
+                    deadline = &mut stopped => break deadline,
                     () = tokio::time::sleep(starved) => starved = (starved * 2).min(STARVED.1),
                 }
             }
         }
-    }
+    };
+    porter.close(acceptor);
+    deadline
 }
 
 /// Whether an error of accept is the fate of the connection that was to be accepted.
@@ -461,8 +587,9 @@ impl Server {
     /// Accepts no more connections, closes idle ones at once, lets others finish what they have in hand, and cuts what
     /// is left when the deadline has passed. When it returns the port is free.
     ///
-    /// In hand is what was received whole. What a peer has sent that was not received yet is lost, as in any stop of a
-    /// plain receiver.
+    /// In hand is what was received whole. What a plain peer has sent that was not received yet is lost, as in any stop of a
+    /// plain receiver. The sender of an acknowledged stream is told (GOODBYE): it sends no further message, waits until those
+    /// on their way are handled and acknowledged, and keeps all others for the next listener.
     ///
     /// # Cancel safety
     ///
@@ -480,7 +607,7 @@ impl Server {
     pub async fn stopped(mut self) -> ShutdownReport {
         let report = self.reported.wait_for(Option::is_some).await.ok().and_then(|report| *report);
         // Without a report the runtime is going down, and nothing more can be said than what was counted.
-        report.unwrap_or_else(|| ShutdownReport { cut: 0, blocked: 0, received: self.received.read() })
+        report.unwrap_or_else(|| ShutdownReport { received: self.received.read(), ..ShutdownReport::default() })
     }
 }
 
@@ -509,7 +636,7 @@ impl Stopper {
     }
 }
 
-/// How a shutdown went.
+/// How a shutdown went: what was handled, refused and cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
@@ -517,6 +644,88 @@ pub struct ShutdownReport {
     pub cut: usize,
     /// Those of them whose handlers block their thread and are still there.
     pub blocked: usize,
-    /// What was received, from start to end.
+    /// Those of the cut ones that had something in hand: a message that was received whole and not handled, a handler at
+    /// work, or a reply to be written. The others only waited for a peer who said nothing more.
+    pub unfinished: usize,
+    /// Messages that were received whole on connections that were cut, and not given to a handler. In acknowledged streams
+    /// their senders still have them. What blocked handlers leave is not known.
+    pub unhandled: u64,
+    /// What was received, from start to end: [handled](ReceivedStats::messages), and
+    /// [refused](ReceivedStats::refused), among them who [came too late](ReceivedStats::refused_stopping).
     pub received: ReceivedStats,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The limits of the table, with their defaults.
+    fn table() -> Vec<(&'static str, &'static str)> {
+        let rows = include_str!("../limits.md").lines().filter(|line| line.starts_with("| `"));
+        let cells = rows.map(|row| row.split(" | ").collect::<Vec<_>>());
+        cells.map(|cells| (cells[0].trim_start_matches("| `").trim_end_matches('`'), cells[1])).collect()
+    }
+
+    fn bytes(number: usize) -> String {
+        match number {
+            _ if number.is_multiple_of(1 << 30) => format!("{} GiB", number >> 30),
+            _ if number.is_multiple_of(1 << 20) => format!("{} MiB", number >> 20),
+            _ => format!("{} bytes", count(number)),
+        }
+    }
+
+    fn count(number: usize) -> String {
+        if number < 1000 { number.to_string() } else { format!("{},{:03}", number / 1000, number % 1000) }
+    }
+
+    fn time(duration: Option<Duration>) -> String {
+        duration.map_or("none".to_owned(), |duration| format!("{duration:?}").replace('s', " s"))
+    }
+
+    #[test]
+    fn the_table_of_limits_says_the_defaults() {
+        let ListenerBuilder {
+            prefix: _,
+            max_message_size: _,
+            max_connections,
+            max_connections_per_address,
+            allowed,
+            max_handshakes,
+            handshake_deadline,
+            frame_deadline,
+            idle_deadline,
+            reply_memory,
+            receive_memory,
+            max_message_rate,
+            on_handler_error: _,
+            liveness,
+            sessions: _,
+            session_window,
+            session_memory,
+            tls: _,
+        } = Listener::builder();
+        assert!(allowed.is_none() && max_message_rate.is_none() && !max_connections_per_address.counts_loopback);
+        let from_one = max_connections_per_address.most.expect("a limit");
+        let expected = [
+            ("allow", "everybody".to_owned()),
+            ("max_connections", count(max_connections)),
+            ("max_connections_per_address", format!("{}; loopback as many as it likes", count(from_one))),
+            ("max_handshakes", format!("{}; a quarter of them one address", count(max_handshakes))),
+            ("handshake_deadline", time(handshake_deadline)),
+            ("frame_deadline", time(frame_deadline)),
+            ("idle_deadline", time(idle_deadline)),
+            ("max_message_size", bytes(Framing::default().max_message_size())),
+            ("receive_memory", format!("{} for the process", bytes(receive_memory.limit()))),
+            ("session_memory", bytes(session_memory)),
+            ("session_window", bytes(session_window)),
+            ("max_message_rate", "none".to_owned()),
+            ("reply_memory", bytes(reply_memory)),
+            ("write_stall", time(liveness.write_stall)),
+            ("keepalive", time(liveness.keepalive)),
+        ];
+        assert!(
+            table().iter().map(|(name, default)| (*name, (*default).to_owned())).eq(expected.clone()),
+            "{expected:?}"
+        );
+    }
 }

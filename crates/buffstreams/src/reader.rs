@@ -8,10 +8,11 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use tokio_util::io::poll_read_buf;
 
 use crate::handler::{Ended, Handler, HandlerError};
 use crate::log::Throttle;
+use crate::memory::MemoryBudget;
+use crate::pace::Pace;
 use crate::proto::framing::Framing;
 use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Room};
 use crate::proto::session::wire::{PREFACE, Preface, handshake_framing};
@@ -53,12 +56,15 @@ pub(crate) struct Demands {
     pub(crate) framing: Framing,
     pub(crate) frame_deadline: Option<Duration>,
     pub(crate) idle_deadline: Option<Duration>,
+    /// How long a peer may take to ask for a session once it has begun to.
+    pub(crate) handshake_deadline: Option<Duration>,
+    /// How many messages of one connection are handled in a second, at most.
+    pub(crate) max_message_rate: Option<NonZeroU32>,
     pub(crate) close_on_handler_error: bool,
     /// Whether reading waits while many messages wait to be written: where those are replies to what is read.
     pub(crate) pause_when_congested: bool,
-    /// Bytes that unfinished messages of all connections may take together, and do take.
-    pub(crate) memory: usize,
-    pub(crate) taken: AtomicUsize,
+    /// Bytes that unfinished messages of all connections may take together.
+    pub(crate) memory: MemoryBudget,
     pub(crate) received: Arc<Received>,
     pub(crate) handler_errors: Throttle,
     pub(crate) sessions: Talk,
@@ -104,6 +110,10 @@ pub(crate) struct Reader<H> {
     backlog: bool,
     /// Nothing new is to be read.
     stopping: bool,
+    /// What is in hand is to be finished, however fast.
+    draining: bool,
+    /// How fast messages may be handled.
+    pace: Option<Box<Pace>>,
     /// Reading waited for this side, so the peer's clocks begin anew.
     paused: bool,
     /// Since when the unfinished frame at hand has been coming.
@@ -114,7 +124,7 @@ pub(crate) struct Reader<H> {
 
 impl<H> Drop for Reader<H> {
     fn drop(&mut self) {
-        self.demands.taken.fetch_sub(self.charged, Ordering::Relaxed);
+        self.demands.memory.charge(self.charged, 0);
     }
 }
 
@@ -129,6 +139,7 @@ impl<H: Handler> Reader<H> {
                 Mode::Dialled(Box::default())
             }
         };
+        let pace = demands.max_message_rate.map(|rate| Box::new(Pace::new(rate)));
         Reader {
             inbox,
             mode,
@@ -138,6 +149,8 @@ impl<H: Handler> Reader<H> {
             charged: 0,
             backlog: false,
             stopping: false,
+            draining: false,
+            pace,
             paused: false,
             frame_since: None,
             last_read: Instant::now(),
@@ -148,6 +161,7 @@ impl<H: Handler> Reader<H> {
     /// No new bytes are to be read; messages in hand are still delivered. In a session the sender is asked to finish, and
     /// what it still sends is read.
     pub(crate) fn stop(&mut self) {
+        self.draining = true;
         match &mut self.mode {
             Mode::Accepted(session) => session.drain(),
             _ => self.stopping = true,
@@ -201,6 +215,13 @@ impl<H: Handler> Reader<H> {
                 }
                 Err(panicked) => return Poll::Ready(panicked),
             }
+            if is_ready && self.is_too_fast(cx) {
+                if !self.in_session() {
+                    self.paused = true;
+                    return Poll::Pending;
+                }
+                is_ready = false;
+            }
             if self.in_session() {
                 if matches!(&self.mode, Mode::Accepted(session) if session.is_drained()) {
                     return Poll::Ready(Ended::ShutDown);
@@ -222,6 +243,7 @@ impl<H: Handler> Reader<H> {
             match self.read_and_deliver(cx, io, replies, is_ready, turn) {
                 Poll::Ready(None) => {}
                 Poll::Ready(Some(ended)) => return Poll::Ready(ended),
+                Poll::Pending if is_ready && self.has_held() && self.goes_on(cx, turn) => {}
                 Poll::Pending => return self.poll_deadlines(cx, replies),
             }
             if turn.elapsed() > TURN {
@@ -286,6 +308,35 @@ impl<H: Handler> Reader<H> {
         })
     }
 
+    /// Whether the handler must wait, because so many messages came. While this side is leaving, it need not: what is in
+    /// hand has a bound.
+    fn is_too_fast(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(pace) = self.pace.as_mut().filter(|_| !self.draining) else { return false };
+        let was_waiting = pace.is_waiting();
+        let is_waiting = pace.poll_ready(cx).is_pending();
+        if is_waiting && !was_waiting {
+            self.demands.received.throttled.fetch_add(1, Ordering::Relaxed);
+        }
+        is_waiting
+    }
+
+    /// Nothing can be read, and messages are held that nothing else will wake this for: because enough were handled for
+    /// now. Returns whether more may be at once.
+    fn goes_on(&mut self, cx: &mut Context<'_>, turn: Instant) -> bool {
+        if self.pace.as_ref().is_some_and(|pace| pace.is_owed()) {
+            return !self.is_too_fast(cx);
+        }
+        if turn.elapsed() > TURN {
+            cx.waker().wake_by_ref();
+        }
+        false
+    }
+
+    /// How many messages may be handled before that is asked again.
+    fn batch(&self) -> u64 {
+        self.pace.as_ref().map_or(u64::MAX, |pace| pace.batch())
+    }
+
     fn in_session(&self) -> bool {
         matches!(self.mode, Mode::Greeting | Mode::Accepted(_) | Mode::Dialled(_))
     }
@@ -339,6 +390,7 @@ impl<H: Handler> Reader<H> {
         replies: &Arc<SharedOutbox>,
         turn: Instant,
     ) -> Result<Delivered, Ended> {
+        let batch = self.batch();
         let Reader { inbox, handler, demands, mode, identity, .. } = self;
         let handler = is_ready.then_some(handler);
         let (handled, result) = match mode {
@@ -346,7 +398,9 @@ impl<H: Handler> Reader<H> {
                 if read > 0 {
                     session.heard(read);
                 }
-                let is_over = |messages: u64| messages.is_multiple_of(MESSAGES_PER_GLANCE) && turn.elapsed() > TURN;
+                let is_over = |messages: u64| {
+                    messages >= batch || (messages.is_multiple_of(MESSAGES_PER_GLANCE) && turn.elapsed() > TURN)
+                };
                 session.deliver(inbox, scratch, read, handler, is_over)
             }
             Mode::Dialled(session) => {
@@ -381,6 +435,9 @@ impl<H: Handler> Reader<H> {
         };
         demands.received.count(handled.messages, handled.bytes);
         demands.note_errors(handled.handler_errors);
+        if let Some(pace) = &mut self.pace {
+            pace.handled(handled.messages);
+        }
         self.heard(read > 0, handled.frames > 0);
         result
     }
@@ -407,12 +464,13 @@ impl<H: Handler> Reader<H> {
         replies: &SharedOutbox,
         turn: Instant,
     ) -> Result<Delivered, Ended> {
+        let batch = usize::try_from(self.batch()).unwrap_or(usize::MAX);
         let Reader { inbox, handler, demands, .. } = self;
         let (mut messages, mut bytes) = (0, 0);
         let mut fatal = None;
         let congested = || demands.pause_when_congested && replies.is_congested();
         let result = guard(|| {
-            let result = inbox.deliver(scratch, read, usize::MAX, |message| {
+            let result = inbox.deliver(scratch, read, batch, |message| {
                 messages += 1;
                 bytes += message.len() as u64;
                 if let Err(error) = handler.message(message) {
@@ -431,6 +489,9 @@ impl<H: Handler> Reader<H> {
             result
         });
         demands.received.count(messages, bytes);
+        if let Some(pace) = &mut self.pace {
+            pace.handled(messages);
+        }
         let result = result?;
         let now = Instant::now();
         if read > 0 {
@@ -447,20 +508,20 @@ impl<H: Handler> Reader<H> {
         }
     }
 
-    /// Accounts for the memory that unfinished messages take.
+    /// Accounts for the memory that unfinished messages take, and in a session those that wait.
     fn charge(&mut self) -> Option<Ended> {
+        if let Mode::Accepted(session) = &mut self.mode
+            && let Some(overloaded) = session.charge()
+        {
+            return Some(overloaded);
+        }
         let memory = self.inbox.memory();
         if memory == self.charged {
             return None;
         }
-        let Demands { taken, memory: limit, .. } = &*self.demands;
-        let charged = std::mem::replace(&mut self.charged, memory);
-        if memory < charged {
-            taken.fetch_sub(charged - memory, Ordering::Relaxed);
-            return None;
-        }
-        let total = taken.fetch_add(memory - charged, Ordering::Relaxed) + (memory - charged);
-        (self.inbox.held() > 0 && total > *limit).then_some(Ended::Overloaded { limit: *limit })
+        let budget = &self.demands.memory;
+        let is_too_much = budget.charge(std::mem::replace(&mut self.charged, memory), memory);
+        (is_too_much && self.inbox.held() > 0).then_some(Ended::Overloaded { limit: budget.limit() })
     }
 
     /// Nothing can be read now. Looks at the clocks that run meanwhile, and gives back what is not needed.
@@ -468,7 +529,9 @@ impl<H: Handler> Reader<H> {
         if self.is_silent(replies) {
             return Poll::Ready(Ended::Silent(self.last_read.elapsed()));
         }
-        let Demands { frame_deadline, idle_deadline, .. } = *self.demands;
+        let Demands { idle_deadline, .. } = *self.demands;
+        let is_greeting = matches!(self.mode, Mode::Undecided | Mode::Greeting);
+        let frame_deadline = if is_greeting { self.demands.handshake_deadline } else { self.demands.frame_deadline };
         let mut keep_until = None;
         if self.inbox.held() == 0 && self.inbox.memory() > 0 {
             if self.inbox.memory() <= KEEP_BUFFER {
@@ -496,7 +559,8 @@ impl<H: Handler> Reader<H> {
         while timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if let Some(allowed) = frame_deadline.filter(|_| frame_until.is_some_and(|until| until <= now)) {
-                return Poll::Ready(Ended::FrameDeadline(allowed));
+                let late = if is_greeting { Ended::HandshakeDeadline } else { Ended::FrameDeadline };
+                return Poll::Ready(late(allowed));
             }
             if let Some(allowed) = idle_deadline.filter(|_| idle_until.is_some_and(|until| until <= now)) {
                 return Poll::Ready(Ended::Idle(allowed));
@@ -565,6 +629,29 @@ impl<H: Handler> Reader<H> {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Takes the messages that were received whole and not handled; returns how many they are.
+    pub(crate) fn unhandled(&mut self) -> u64 {
+        let mut messages = 0;
+        let Reader { inbox, mode, .. } = self;
+        match mode {
+            Mode::Accepted(session) => {
+                messages += session.held_messages();
+                let _ = inbox.deliver_in_session(&mut [], 0, usize::MAX, |found| {
+                    messages += u64::from(matches!(found, Found::Message(_)));
+                    Flow::Continue
+                });
+            }
+            Mode::Plain | Mode::Undecided => {
+                let _ = inbox.deliver(&mut [], 0, usize::MAX, |_| {
+                    messages += 1;
+                    Flow::Continue
+                });
+            }
+            Mode::Greeting | Mode::Dialled(_) => {}
+        }
+        messages
     }
 
     /// Tells the handler that it is over.

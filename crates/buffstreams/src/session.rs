@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::events::Event;
 use crate::handler::{Ended, Handler, HandlerError};
+use crate::memory::MemoryBudget;
 use crate::proto::framing::Framing;
 use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Message};
 use crate::proto::session::SessionError;
@@ -31,6 +32,8 @@ use crate::transport::PeerIdentity;
 pub(crate) struct Sessions {
     streams: Mutex<Streams<Arc<SharedOutbox>>>,
     terms: Terms,
+    /// Bytes of messages that wait for their handlers, with half of what there is as the limit.
+    held: MemoryBudget,
     stored: Box<dyn Fn(StreamId) -> Option<u64> + Send + Sync>,
     /// Makes numbers of identities that nobody can foresee.
     numbers: RandomState,
@@ -43,14 +46,15 @@ impl fmt::Debug for Sessions {
 }
 
 impl Sessions {
-    /// None yet. All windows together take at most `memory` bytes.
+    /// None yet. Messages that wait for their handlers take at most `memory` bytes, or one each.
     pub(crate) fn new(
         terms: Terms,
         memory: usize,
         stored: impl Fn(StreamId) -> Option<u64> + Send + Sync + 'static,
     ) -> Sessions {
         let streams = Mutex::new(Streams::new(fastrand::u64(..), memory));
-        Sessions { streams, terms, stored: Box::new(stored), numbers: RandomState::new() }
+        let held = MemoryBudget::new(memory / 2);
+        Sessions { streams, terms, held, stored: Box::new(stored), numbers: RandomState::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Streams<Arc<SharedOutbox>>> {
@@ -94,7 +98,7 @@ impl Sessions {
             }
         };
         let Opened { receiving, greeting, fenced } = opened.map_err(refused)?;
-        let accepted = Accepted { sessions: Arc::clone(self), receiving, replies: Arc::clone(replies) };
+        let accepted = Accepted { sessions: Arc::clone(self), receiving, replies: Arc::clone(replies), charged: 0 };
         if let Some(older) = fenced {
             older.wake();
         }
@@ -128,10 +132,13 @@ pub(crate) struct Accepted {
     sessions: Arc<Sessions>,
     receiving: Receiving,
     replies: Arc<SharedOutbox>,
+    /// What this connection has taken of the memory of all, in bytes.
+    charged: usize,
 }
 
 impl Drop for Accepted {
     fn drop(&mut self) {
+        self.sessions.held.charge(self.charged, 0);
         let waiting = self.sessions.lock().close(&self.receiving);
         if let Some(newer) = waiting {
             newer.wake();
@@ -165,6 +172,33 @@ impl Accepted {
         self.receiving.held_bytes() > 0
     }
 
+    /// How many messages wait for the handler or for their turn.
+    pub(crate) fn held_messages(&self) -> u64 {
+        self.receiving.held_messages()
+    }
+
+    /// Accounts for the memory of messages that wait for the handler. While half of what there is is taken by whomever,
+    /// nobody may have more than an equal part of the other half: so those who have little always find room.
+    pub(crate) fn charge(&mut self) -> Option<Ended> {
+        let held = self.receiving.held_bytes();
+        if held == self.charged {
+            return None;
+        }
+        let Accepted { sessions, receiving, replies, charged } = self;
+        if !sessions.held.charge(std::mem::replace(charged, held), held) {
+            return None;
+        }
+        let part = sessions.lock().part_of(receiving);
+        if held <= part {
+            return None;
+        }
+        let text = format!("{held} bytes wait for the handler, and {part} may while memory is short");
+        let framing = receiving.framing();
+        let refuse = Refuse { code: RefuseCode::BUSY, detail: part as u64, text };
+        replies.say(|out| Control::Refuse(refuse).put(&framing, out));
+        Some(Ended::Overloaded { limit: 2 * sessions.held.limit() })
+    }
+
     /// The sender is to finish, and to leave.
     pub(crate) fn drain(&mut self) {
         self.receiving.drain();
@@ -189,7 +223,7 @@ impl Accepted {
 
     /// Lets the writer say what is due, unless it has not said what was due before. Returns whether there is anything new.
     pub(crate) fn say(&mut self) -> bool {
-        let Accepted { sessions, receiving, replies } = self;
+        let Accepted { sessions, receiving, replies, .. } = self;
         let now = Instant::now();
         replies.say(|out| sessions.lock().controls(receiving, now, out))
     }
@@ -238,7 +272,7 @@ impl Accepted {
             Ok(batch) => batch,
             Err(ended) => return (Handled::default(), Err(ended)),
         };
-        let Accepted { sessions, receiving, replies } = self;
+        let Accepted { sessions, receiving, replies, .. } = self;
         let mut ended = None;
         let delivered = catch_unwind(AssertUnwindSafe(|| {
             while batch.is_ready()

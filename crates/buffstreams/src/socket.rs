@@ -76,16 +76,18 @@ impl<H: Handler> Socket<H> {
     }
 
     /// Waits for work that the handler has begun, and tells it that it is over. Meanwhile messages go on being written;
-    /// once that fails none are accepted any more, so that work which waits for room does not wait for ever.
-    pub(crate) async fn finish_handler(&mut self, why: &Ended, outbox: &Arc<SharedOutbox>) {
+    /// once that fails none are accepted any more, so that work which waits for room does not wait for ever. Returns whether
+    /// it was finished, and not cut.
+    pub(crate) async fn finish_handler(&mut self, why: &Ended, outbox: &Arc<SharedOutbox>) -> bool {
         let mut broken = matches!(why, Ended::Io(_));
         self.reader.part();
-        if !matches!(why, Ended::HandlerPanicked | Ended::Cut) {
-            poll_fn(|cx| {
+        let mut is_finished = true;
+        if !matches!(why, Ended::HandlerPanicked) {
+            is_finished = poll_fn(|cx| {
+                let finished = self.reader.poll_finished(cx).map(|()| true);
                 if outbox.poll_phase(cx) == Phase::Cut {
-                    return Poll::Ready(());
+                    return Poll::Ready(finished.is_ready());
                 }
-                let finished = self.reader.poll_finished(cx);
                 self.reader.say();
                 if !broken {
                     broken = self.writer.poll(cx, &mut self.io, outbox).is_ready();
@@ -101,6 +103,12 @@ impl<H: Handler> Socket<H> {
             self.reader.say();
         }
         self.reader.ended(why);
+        is_finished
+    }
+
+    /// How many messages were received whole, and will not be handled.
+    pub(crate) fn unhandled(&mut self) -> u64 {
+        self.reader.unhandled()
     }
 
     /// The socket is lost, or another is wanted: closes it, and waits for work that the handler has begun. Nothing is

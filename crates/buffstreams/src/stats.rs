@@ -100,9 +100,9 @@ counters! {
     refused,
     /// Because as many were open as [may be](crate::ListenerBuilder::max_connections).
     refused_too_many,
-    /// Because as many were open from that address as may be.
+    /// Because as many were open from that address as [may be](crate::ListenerBuilder::max_connections_per_address).
     refused_from_address,
-    /// Because their address is not allowed.
+    /// Because their address is not [allowed](crate::ListenerBuilder::allow).
     refused_not_allowed,
     /// Because too many TLS handshakes were under way.
     refused_handshakes,
@@ -113,7 +113,7 @@ counters! {
     broken,
     /// Their TLS handshake failed.
     broken_handshake,
-    /// A handshake, of TLS or of a session, was not over in time.
+    /// A handshake, of TLS or of a session, was not over [in time](crate::ListenerBuilder::handshake_deadline).
     broken_handshake_deadline,
     /// A frame was not whole [in time](crate::ListenerBuilder::frame_deadline).
     broken_frame_deadline,

@@ -490,6 +490,11 @@ impl SharedOutbox {
         state.phase
     }
 
+    /// Whether nothing more is waited for.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.lock().phase == Phase::Cut
+    }
+
     /// Waits for another phase than the one that is known, and returns it.
     ///
     /// Cancel safe.

@@ -372,6 +372,24 @@ impl Acceptor {
             }
         }
     }
+
+    /// Closes the socket, and those connections that wait to be accepted; returns how many those were.
+    pub(crate) fn close(self) -> u64 {
+        match self {
+            Acceptor::Tcp(listener) => listener.into_std().map_or(0, |listener| waiting(|| listener.accept())),
+            #[cfg(unix)]
+            Acceptor::Unix(file, listener) => {
+                // Whoever comes from now on finds nobody.
+                drop(file);
+                listener.into_std().map_or(0, |listener| waiting(|| listener.accept()))
+            }
+        }
+    }
+}
+
+/// How many are accepted, and dropped, until there are none; no more than can wait.
+fn waiting<T>(accept: impl Fn() -> io::Result<T>) -> u64 {
+    (0..BACKLOG).take_while(|_| accept().is_ok()).count() as u64
 }
 
 fn listen(domain: Domain, address: SocketAddr, only_v6: Option<bool>) -> io::Result<TcpListener> {

@@ -1,8 +1,6 @@
 //! What stands in for TLS in a library that is built without it: types of which there are no values, so that nothing
 //! around them has to ask how it was built.
 
-use std::time::Duration;
-
 use super::{Address, Transport};
 use crate::error::Error;
 
@@ -10,10 +8,6 @@ use crate::error::Error;
 pub(crate) enum TlsServer {}
 
 impl TlsServer {
-    pub(crate) fn limits(&self) -> (Duration, usize) {
-        match *self {}
-    }
-
     pub(crate) async fn accept(&self, _: Transport) -> Result<Transport, (String, Transport)> {
         match *self {}
     }

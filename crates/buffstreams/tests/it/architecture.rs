@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 /// The floors of the house, from the ground up. A file may use what is on its own floor or below.
 const FLOORS: &[&[&str]] = &[
     &["proto"],
-    &["error", "log", "retry", "stats"],
+    &["error", "log", "memory", "pace", "retry", "stats", "without_pace"],
     &["transport", "events", "shared_outbox"],
     &["sender"],
-    &["failed", "handler"],
+    &["door", "failed", "handler"],
     &["session"],
     &["reader", "writer"],
     &["socket"],

@@ -335,7 +335,8 @@ async fn connections_over_the_most_allowed_are_refused_and_room_is_made_by_each_
     for other in &mut others {
         closed(other).await;
     }
-    assert_eq!((server.stats().open, server.stats().refused), (2, 18));
+    let stats = server.stats();
+    assert_eq!((stats.open, stats.refused, stats.refused_too_many), (2, 18, 18));
     for client in &mut kept {
         client.write_all(&frames(Framing::default(), [b"kept"])).await.unwrap();
     }

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use buffstreams::{
-    Address, Bytes, Connection, ErrorKind, Framing, Listener, Peer, PeerAddress, async_handler, blocking_handler,
-    messages, per_connection,
+    Address, Backoff, Bytes, Connection, Delivery, ErrorKind, Framing, Handler, HandlerResult, Listener, Message, Peer,
+    PeerAddress, async_handler, blocking_handler, messages, per_connection,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
+use crate::by_hand::{PREFACE, WELCOME, hear, hello, message};
 use crate::support::{Echo, PATIENCE, Recorder, closed, connect, frames, in_time, read_messages, until};
 
 fn numbered(number: usize) -> Vec<u8> {
@@ -201,7 +203,7 @@ async fn at_the_deadline_of_a_shutdown_what_is_left_is_cut_and_reported() {
     }
     until("all are in hand", || server.stats().messages == 3).await;
     let report = in_time("the shutdown", server.shutdown(Duration::from_millis(50))).await;
-    assert_eq!((report.cut, report.blocked, report.received.open), (3, 0, 0));
+    assert_eq!((report.cut, report.blocked, report.unfinished, report.received.open), (3, 0, 3, 0));
     for client in &mut clients {
         closed(client).await;
     }
@@ -235,7 +237,7 @@ async fn a_handler_that_blocks_its_thread_does_not_hold_up_the_end_of_a_shutdown
     until("it is accepted", || server.stats().open == 1).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let report = in_time("the shutdown", server.shutdown(Duration::from_millis(50))).await;
-    assert_eq!((report.cut, report.blocked), (1, 1));
+    assert_eq!((report.cut, report.blocked, report.unfinished), (1, 1, 1));
     drop(release);
     closed(&mut client).await;
 }
@@ -375,4 +377,122 @@ async fn dropping_the_future_that_serves_shuts_down() {
     client.write_all(&frames(Framing::default(), [b"x"])).await.unwrap();
     serving.abort();
     closed(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_sender_that_goes_on_during_a_shutdown_keeps_its_messages_for_the_next_listener() {
+    let mut address: Address = "127.0.0.1:0".parse().unwrap();
+    let record = Recorder::default();
+    let mut handled = 0;
+    let mut sender = None;
+    for round in 0..5 {
+        let server = Listener::bind(&address).await.unwrap().spawn(record.clone());
+        address = server.local_address().clone();
+        if sender.is_none() {
+            let pauses = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(5) };
+            let builder = Connection::builder().delivery(Delivery::Acked).window(20_000).backoff(pauses);
+            let connection = builder.dial(&address).await.unwrap();
+            let sending = connection.clone();
+            let task = tokio::spawn(async move {
+                for number in 0.. {
+                    if sending.send(&numbered(number)).await.is_err() {
+                        return;
+                    }
+                    if number % 64 == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            });
+            sender = Some((connection, task));
+        }
+        let so_far = record.count();
+        record.has(so_far + 1_000).await;
+        let report = in_time("the shutdown", server.shutdown(PATIENCE)).await;
+        assert_eq!((report.cut, report.unfinished, report.unhandled), (0, 0, 0), "round {round}: {report:?}");
+        handled += report.received.messages;
+        assert_eq!(handled, record.count() as u64, "what was handled is reported");
+    }
+    let (connection, task) = sender.expect("it was dialled");
+    let server = Listener::bind(&address).await.unwrap().spawn(record.clone());
+    let stats = in_time("the close", connection.close(PATIENCE)).await.unwrap();
+    in_time("the sender", task).await.unwrap();
+    assert_eq!((stats.failed, stats.settled), (0, record.count() as u64));
+    assert!(record.messages().into_iter().eq((0..record.count()).map(numbered)), "none is lost, and none twice");
+    server.shutdown(PATIENCE).await;
+}
+
+/// Takes one message, and is at work on it for ever, or done with it.
+struct One {
+    is_at_work: bool,
+    taken: bool,
+}
+
+impl Handler for One {
+    fn message(&mut self, _: Message<'_>) -> HandlerResult {
+        self.taken = true;
+        Ok(())
+    }
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<HandlerResult> {
+        if self.taken { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    fn poll_finished(&mut self, _: &mut Context<'_>) -> Poll<HandlerResult> {
+        if self.is_at_work { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+}
+
+#[tokio::test]
+async fn what_was_in_hand_where_a_shutdown_cut_is_reported_and_a_peer_that_only_hangs_has_nothing_there() {
+    for (handler, messages, unfinished) in
+        [(None, 3, 0), (Some(false), 1, 0), (Some(true), 1, 1), (Some(false), 5, 1), (Some(true), 5, 1)]
+    {
+        let builder = Listener::builder();
+        let listener = builder.bind("127.0.0.1:0").await.unwrap();
+        let server = match handler {
+            None => listener.spawn(Recorder::default()),
+            Some(is_at_work) => listener.spawn(per_connection(move |_: &Peer| One { is_at_work, taken: false })),
+        };
+        // It hears GOODBYE, and does not say that it has.
+        let mut hung = connect(server.local_address()).await;
+        hung.write_all(&[PREFACE, &hello([1; 16], 1, 1, 8192, 600_000)].concat()).await.unwrap();
+        assert_eq!(hear(&mut hung).await.unwrap()[0], WELCOME);
+        hung.write_all(&message(b"x")).await.unwrap();
+        until("one is handled", || server.stats().messages == 1).await;
+        hung.write_all(&message(b"x").repeat(messages - 1)).await.unwrap();
+        let shutdown = tokio::spawn(server.shutdown(Duration::from_millis(300)));
+        let report = in_time("the shutdown", shutdown).await.unwrap();
+        let held = messages as u64 - report.received.messages;
+        let case = format!("{handler:?}, {messages} messages: {report:?}");
+        assert_eq!((report.cut, report.blocked, report.unfinished), (1, 0, unfinished), "{case}");
+        assert_eq!((report.unhandled, report.received.broken_cut), (held, 1), "{case}");
+        assert_eq!(held, if handler.is_some() { messages as u64 - 1 } else { 0 }, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn messages_that_were_received_and_are_cut_before_they_are_handled_are_counted() {
+    const COUNT: u64 = 500;
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(|_: &[u8]| {
+        std::thread::sleep(Duration::from_millis(2));
+        Ok(())
+    });
+    let mut client = connect(server.local_address()).await;
+    client.write_all(&frames(Framing::default(), vec![b"x"; COUNT as usize])).await.unwrap();
+    until("it has begun", || server.stats().messages > 0).await;
+    let report = in_time("the shutdown", server.shutdown(Duration::from_millis(50))).await;
+    assert_eq!((report.cut, report.unfinished), (1, 1));
+    assert_eq!(report.received.messages + report.unhandled, COUNT, "{report:?}");
+}
+
+#[tokio::test]
+async fn connections_that_wait_to_be_accepted_when_a_shutdown_begins_are_refused_and_counted() {
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(Recorder::default());
+    let address = server.local_address().to_string();
+    // Without a turn for the one thread of this runtime, which would accept them.
+    let waiting: Vec<_> = (0..5).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
+    let received = in_time("the shutdown", server.shutdown(PATIENCE)).await.received;
+    assert_eq!((received.connected + received.refused_stopping, received.refused), (5, received.refused_stopping));
+    assert!(received.refused_stopping > 0);
+    drop(waiting);
 }

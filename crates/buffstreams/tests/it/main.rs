@@ -13,6 +13,7 @@ mod hostile;
 #[cfg(unix)]
 mod kills;
 mod lifecycle;
+mod limits;
 mod manager;
 mod partition;
 mod receive;

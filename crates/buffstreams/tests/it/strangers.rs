@@ -376,7 +376,8 @@ async fn slowness_alone() {
         per_connection(move |peer: &Peer| Beside(peer.clone(), Arc::clone(&ledger)))
     };
     let allowed = Duration::from_secs(2);
-    let listener = Listener::builder().frame_deadline(allowed).bind("127.0.0.1:0").await.unwrap();
+    let builder = Listener::builder().frame_deadline(allowed).handshake_deadline(allowed);
+    let listener = builder.bind("127.0.0.1:0").await.unwrap();
     let server: Server = listener.spawn(service);
     let healthy = Healthy::begin(server.local_address()).await;
     until("it has a while to itself", || ledger.lock().unwrap().len() > 500).await;
@@ -393,7 +394,10 @@ async fn slowness_alone() {
     let all_gone = begun.elapsed();
     let gone = ledger.lock().unwrap().len();
     until("they are gone", || server.stats().open == 1).await;
-    assert_eq!(server.stats().broken, count as u64);
+    let stats = server.stats();
+    assert_eq!(stats.broken, count as u64);
+    let late = (stats.broken_handshake_deadline, stats.broken_frame_deadline);
+    assert_eq!(late, ((count - count / 6) as u64, (count / 6) as u64), "only a message is no handshake");
     let mut took = healthy.end().await;
     assert!(ledger.lock().unwrap().iter().copied().eq(0..took.len() as u64));
     for range in [0..alone, there..gone] {
@@ -410,17 +414,18 @@ async fn slowness_alone() {
 }
 
 #[test]
-fn whoever_is_slow_at_any_step_of_a_session_is_cut_off_by_the_frame_deadline() {
+fn whoever_is_slow_at_any_step_of_a_session_is_cut_off_by_a_deadline() {
     passes_alone("strangers::slowness_alone");
 }
 
 #[tokio::test]
-async fn a_preface_without_hello_is_cut_off_by_the_frame_deadline() {
+async fn a_preface_without_hello_is_cut_off_by_the_handshake_deadline() {
     let allowed = Duration::from_millis(200);
-    let listener = Listener::builder().frame_deadline(allowed).bind("127.0.0.1:0").await.unwrap();
+    let listener = Listener::builder().handshake_deadline(allowed).bind("127.0.0.1:0").await.unwrap();
     let server = listener.spawn(|_: &[u8]| Ok(()));
     let mut stranger = connect(server.local_address()).await;
     stranger.write_all(PREFACE).await.unwrap();
     assert_eq!(hear(&mut stranger).await, None, "it is closed");
-    until("it is counted", || server.stats().broken == 1).await;
+    until("it is counted", || server.stats().broken_handshake_deadline == 1).await;
+    assert_eq!(server.stats().broken, 1);
 }

@@ -423,9 +423,9 @@ async fn a_lazy_connection_tries_on_until_the_certificate_is_right() {
 async fn strangers_who_say_nothing_delay_nobody_and_are_cut_at_the_deadline() {
     const STRANGERS: usize = 200;
     let authority = authority();
-    let tls = authority.server("server").handshake_deadline(Duration::from_secs(3));
     let record = Recorder::default();
-    let server = serve(tls, record.clone()).await;
+    let builder = Listener::builder().handshake_deadline(Duration::from_secs(3));
+    let server = serve_with(builder, authority.server("server"), record.clone()).await;
     let mut strangers = Vec::new();
     for _ in 0..STRANGERS {
         strangers.push(connect(server.local_address()).await);
@@ -446,14 +446,16 @@ async fn strangers_who_say_nothing_delay_nobody_and_are_cut_at_the_deadline() {
 #[tokio::test]
 async fn handshakes_beyond_the_limit_are_refused_and_those_under_way_count_as_connections() {
     let authority = authority();
-    let server = serve(authority.server("server").max_handshakes(2), Recorder::default()).await;
+    let builder = Listener::builder().max_handshakes(2);
+    let server = serve_with(builder, authority.server("server"), Recorder::default()).await;
     let builder = Listener::builder().max_connections(2);
     let narrow = serve_with(builder, authority.server("server"), Recorder::default()).await;
     for server in [server, narrow] {
         let strangers = [connect(server.local_address()).await, connect(server.local_address()).await];
         until("both are there", || server.stats().open == 2).await;
         closed(&mut connect(server.local_address()).await).await;
-        assert_eq!(server.stats().refused, 1);
+        let stats = server.stats();
+        assert_eq!((stats.refused, stats.refused_handshakes + stats.refused_too_many), (1, 1));
         drop(strangers);
         until("both are gone", || server.stats().open == 0).await;
         let connection = Connection::builder().tls(authority.client()).dial(server.local_address()).await.unwrap();
@@ -465,8 +467,8 @@ async fn handshakes_beyond_the_limit_are_refused_and_those_under_way_count_as_co
 #[tokio::test]
 async fn a_shutdown_does_not_wait_for_handshakes() {
     let authority = authority();
-    let tls = authority.server("server").handshake_deadline(2 * PATIENCE);
-    let server = serve(tls, Recorder::default()).await;
+    let builder = Listener::builder().handshake_deadline(2 * PATIENCE);
+    let server = serve_with(builder, authority.server("server"), Recorder::default()).await;
     let mut stranger = connect(server.local_address()).await;
     until("it is there", || server.stats().open == 1).await;
     let report = in_time("the shutdown", server.shutdown(2 * PATIENCE)).await;

@@ -2,7 +2,7 @@
 //!
 //! Invariants: messages are numbered in the order of the stream, from where the sender was told to go on, and without gap
 //! but where the sender says that there is one; those held are in order, come before everything that is still to be read, and take no more bytes than the window that was
-//! reserved. What is known of the stream itself is not here but in [`Streams`](super::streams::Streams).
+//! granted. What is known of the stream itself is not here but in [`Streams`](super::streams::Streams).
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
@@ -189,7 +189,7 @@ impl Receiving {
         self.held.front().map_or(self.next, |(first, _)| *first)
     }
 
-    /// Bytes that the peer may have in flight: reserved here.
+    /// Bytes that the peer may have in flight.
     #[cfg(test)]
     pub(crate) fn window(&self) -> usize {
         self.window
@@ -198,6 +198,11 @@ impl Receiving {
     /// Bytes of the frames that are held.
     pub(crate) fn held_bytes(&self) -> usize {
         self.held_bytes
+    }
+
+    /// How many messages are held.
+    pub(crate) fn held_messages(&self) -> u64 {
+        self.held.len() as u64
     }
 
     fn frame_size(&self, message: &Bytes) -> usize {

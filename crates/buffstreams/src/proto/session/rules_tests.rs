@@ -328,9 +328,28 @@ fn a_listener_refuses_what_it_cannot_grant() {
     let older = open(&mut streams, 9);
     assert_eq!(refusal(&mut streams, |_| {}), (RefuseCode::EPOCH, 9));
     assert_eq!(refusal(&mut streams, |hello| hello.epoch = 8), (RefuseCode::EPOCH, 9));
-    assert_eq!(refusal(&mut streams, |hello| hello.stream = StreamId([8; 16])), (RefuseCode::BUSY, 50));
     streams.close(&older);
     open(&mut streams, 10);
+    let mut narrow = Streams::new(1, 102);
+    assert_eq!(refusal(&mut narrow, |_| {}), (RefuseCode::BUSY, 102), "the largest message does not fit");
+}
+
+#[test]
+fn a_window_is_an_equal_part_of_half_the_memory_at_most_and_no_number_of_connections_uses_it_up() {
+    let mut streams = Streams::new(1, 1_000);
+    let mut ask = |id: u8| {
+        let hello = Hello { stream: StreamId([id; 16]), ..hello(1) };
+        streams.open(&hello, None, &terms(), 0, Instant::now()).expect("there is room for everybody").receiving
+    };
+    let open: Vec<_> = (1..=100).map(&mut ask).collect();
+    let windows: Vec<_> = open.iter().map(Receiving::window).collect();
+    assert_eq!(windows[..5], [200, 200, 166, 125, 103], "the smallest takes the largest message");
+    assert!(windows[5..].iter().all(|window| *window == 103));
+    assert_eq!(streams.part_of(&open[0]), 103);
+    for receiving in &open[1..] {
+        streams.close(receiving);
+    }
+    assert_eq!(streams.part_of(&open[0]), 500, "those who left make room");
 }
 
 #[test]

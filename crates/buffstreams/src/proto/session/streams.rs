@@ -6,7 +6,8 @@
 //!
 //! Invariants: a stream has one turn at most, and none for a connection while the handler of another still has a message.
 //! Only the newest connection gets turns and acknowledges; an older one is fenced by a newer one at once, however busy
-//! its handler is. The committed number never goes down. Windows granted never exceed the memory for them.
+//! its handler is. The committed number never goes down. No window is wider than an equal part of half the memory,
+//! or the largest message: it is a promise to read on, and memory is counted where it is used.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -111,8 +112,10 @@ pub(crate) struct Streams<C> {
     detached_text: usize,
     most_detached: usize,
     detachments: u64,
-    /// Bytes left for windows.
+    /// Bytes that all messages which wait for their handlers may take.
     memory: usize,
+    /// Connections that were not closed.
+    open: usize,
 }
 
 #[derive(Debug)]
@@ -146,7 +149,7 @@ struct Reject {
 }
 
 impl<C: Clone> Streams<C> {
-    /// Knows nothing. `lifetime` is random, `memory` is what all windows together may take, in bytes.
+    /// Knows nothing. `lifetime` is random, `memory` is what all messages that wait may take, in bytes.
     pub(crate) fn new(lifetime: u64, memory: usize) -> Streams<C> {
         Streams {
             lifetime,
@@ -157,6 +160,7 @@ impl<C: Clone> Streams<C> {
             most_detached: MOST_DETACHED,
             detachments: 1,
             memory,
+            open: 0,
         }
     }
 
@@ -189,14 +193,14 @@ impl<C: Clone> Streams<C> {
             let text = format!("epoch {} asked, {known} known", hello.epoch);
             return refuse(RefuseCode::EPOCH, known, text);
         }
-        let least = framing.max_message_size() + framing.prefix_width(0);
-        let wanted = usize::try_from(hello.window).unwrap_or(usize::MAX);
-        let window = wanted.min(terms.window).min(self.memory).max(least);
-        if window > self.memory {
-            let text = format!("a window of {least} bytes needed, {} left", self.memory);
+        let least = least_window(&framing);
+        if least > self.memory {
+            let text = format!("a window of {least} bytes needed, {} is all there is", self.memory);
             return refuse(RefuseCode::BUSY, self.memory as u64, text);
         }
-        self.memory -= window;
+        self.open += 1;
+        let wanted = usize::try_from(hello.window).unwrap_or(usize::MAX);
+        let window = wanted.min(terms.window).min(self.part()).max(least);
         let stream = self.attach(hello, stored);
         let fenced = stream.attached.replace(connection);
         let heartbeat = hello.heartbeat.clamp(terms.heartbeat.0, terms.heartbeat.1);
@@ -246,9 +250,20 @@ impl<C: Clone> Streams<C> {
         }
     }
 
+    /// How many connections were not closed.
     #[cfg(test)]
-    pub(super) fn memory_left(&self) -> usize {
-        self.memory
+    pub(super) fn open_connections(&self) -> usize {
+        self.open
+    }
+
+    /// Bytes of messages that this connection may hold however much others do: an equal part of half of what there is, and
+    /// the largest message always.
+    pub(crate) fn part_of(&self, receiving: &Receiving) -> usize {
+        self.part().max(least_window(&receiving.framing))
+    }
+
+    fn part(&self) -> usize {
+        self.memory / 2 / self.open.max(1)
     }
 
     /// Finds the stream, or makes it, and gives it to a new epoch.
@@ -420,7 +435,7 @@ impl<C: Clone> Streams<C> {
     /// A connection is gone, its turn is ended, and its handler is gone too: what that still had in hand must be handled
     /// again. Returns another connection that may have waited for that.
     pub(crate) fn close(&mut self, receiving: &Receiving) -> Option<C> {
-        self.memory += receiving.window;
+        self.open -= 1;
         let Key { stream: id, epoch } = receiving.key;
         let stream = self.streams.get_mut(&id).expect("a stream with a connection is not forgotten");
         // If another one has the turn, nothing is in hand here: it would not have got it.
@@ -481,6 +496,11 @@ impl<C: Clone> Stream<C> {
     fn text(&self) -> usize {
         self.rejects.values().map(|reject| reject.rejection.text.len()).sum()
     }
+}
+
+/// A window that takes the largest message.
+fn least_window(framing: &Framing) -> usize {
+    framing.max_message_size() + framing.prefix_width(0)
 }
 
 impl Stand {

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::server::{StoresServerSessions, WebPkiClientVerifier};
@@ -17,8 +16,8 @@ use crate::transport::Transport;
 /// share what [`reload`](Self::reload) has read.
 ///
 /// Only TLS 1.3 is spoken. Handshakes run beside each other and never hold up who comes after; each counts as an open
-/// connection, has a [deadline](Self::handshake_deadline), and there is a [limit](Self::max_handshakes) to how many are under
-/// way.
+/// connection, has a [deadline](crate::ListenerBuilder::handshake_deadline), and there is a
+/// [limit](crate::ListenerBuilder::max_handshakes) to how many are under way.
 ///
 /// ```no_run
 /// # async fn listen() -> Result<(), buffstreams::Error> {
@@ -35,8 +34,6 @@ use crate::transport::Transport;
 pub struct TlsServer {
     files: Arc<Files>,
     config: Arc<RwLock<Arc<ServerConfig>>>,
-    handshake_deadline: Duration,
-    max_handshakes: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -55,12 +52,7 @@ impl TlsServer {
     /// [`ErrorKind::Tls`](crate::ErrorKind::Tls), with the file, if one cannot be read or used, or the key is another's.
     pub fn from_pem_files(chain: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Result<TlsServer, Error> {
         let files = Files { chain: chain.into(), key: key.into(), client_ca: None };
-        Ok(TlsServer {
-            config: Arc::new(RwLock::new(files.load()?)),
-            files: Arc::new(files),
-            handshake_deadline: Duration::from_secs(10),
-            max_handshakes: 256,
-        })
+        Ok(TlsServer { config: Arc::new(RwLock::new(files.load()?)), files: Arc::new(files) })
     }
 
     /// Demands a certificate of every client, of one of the authorities in this PEM file. Who has none is refused; who
@@ -76,18 +68,6 @@ impl TlsServer {
         Ok(self)
     }
 
-    /// How long a handshake may take, from the accept on. Default 10 s.
-    pub fn handshake_deadline(mut self, allowed: Duration) -> Self {
-        self.handshake_deadline = allowed;
-        self
-    }
-
-    /// How many handshakes may be under way at a time, on one listener; who comes beyond that is closed at once. Default 256.
-    pub fn max_handshakes(mut self, most: usize) -> Self {
-        self.max_handshakes = most;
-        self
-    }
-
     /// Reads all files again. What they have now holds for handshakes that begin from now on, on every listener that has a
     /// clone of this; open connections go on. It blocks for as long as that takes.
     ///
@@ -98,10 +78,6 @@ impl TlsServer {
         let config = self.files.load()?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
-    }
-
-    pub(crate) fn limits(&self) -> (Duration, usize) {
-        (self.handshake_deadline, self.max_handshakes)
     }
 
     /// One handshake.
@@ -123,12 +99,7 @@ impl TlsServer {
 
 impl fmt::Debug for TlsServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let TlsServer { files, handshake_deadline, max_handshakes, .. } = self;
-        f.debug_struct("TlsServer")
-            .field("files", files)
-            .field("handshake_deadline", handshake_deadline)
-            .field("max_handshakes", max_handshakes)
-            .finish_non_exhaustive()
+        f.debug_struct("TlsServer").field("files", &self.files).finish_non_exhaustive()
     }
 }
 
