@@ -14,6 +14,7 @@ use clap_complete::Shell;
 
 use crate::bench::BenchArguments;
 use crate::config;
+use crate::limits::ListenLimits;
 use crate::recording;
 use crate::schema::Schema;
 use crate::tls::{ListenTls, SendTls};
@@ -59,6 +60,7 @@ Examples:
   buffstreams listen :5031 --no-sessions >> readings.log
   buffstreams listen :5031 --echo --output none
   buffstreams listen :5031 --tls-cert server.pem --tls-key server.key --tls-ca senders.pem
+  buffstreams listen :5031 --allow 10.0.0.0/8 --max-connections-per-address 20 --idle-deadline 5m
   buffstreams listen :5031 --proto reading.proto --type plant.Reading --output json")]
     Listen(ListenArguments),
 
@@ -215,6 +217,9 @@ pub(crate) struct ReceiveArguments {
 
     #[command(flatten)]
     pub(crate) tls: ListenTls,
+
+    #[command(flatten)]
+    pub(crate) limits: ListenLimits,
 }
 
 #[derive(Debug, Args)]

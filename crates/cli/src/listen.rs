@@ -14,6 +14,7 @@ use buffstreams::{
 
 use crate::args::{ListenArguments, ReceiveArguments};
 use crate::echo::Echo;
+use crate::limits::Refusals;
 use crate::output::{Batch, Output, Over, Received};
 use crate::progress::{self, Totals};
 use crate::recording::Source;
@@ -45,7 +46,9 @@ pub(crate) async fn receive(
         tls::reload_at_hangup(move || server.reload(), report)?;
         builder = builder.tls(tls);
     }
-    let listener = builder
+    let listener = arguments
+        .limits
+        .apply(builder)
         .prefix(framing.prefix())
         .max_message_size(framing.max_message_size())
         .on_handler_error(OnHandlerError::Close)
@@ -82,13 +85,22 @@ pub(crate) async fn receive(
         }
     };
     output.close();
-    let ShutdownReport { cut, .. } = server.shutdown(LAST_WORK).await;
+    let ShutdownReport { cut, unfinished, received, .. } = server.shutdown(LAST_WORK).await;
     report.finish();
     report.say_left_out();
     let Received { messages, bytes, undecodable } = output.received();
-    if cut > 0 {
-        report.fail(format_args!("{cut} connections had more in hand than could be printed within {LAST_WORK:?}"));
+    if unfinished > 0 {
+        report
+            .fail(format_args!("{unfinished} connections had more in hand than could be printed within {LAST_WORK:?}"));
         status = Status::Failure;
+    }
+    if cut > unfinished {
+        let hung = cut - unfinished;
+        report.say(format_args!("{hung} senders did not answer within {LAST_WORK:?}; nothing of theirs was in hand"));
+    }
+    let refusals = Refusals(received);
+    if refusals.are_any() {
+        report.say(&refusals);
     }
     if undecodable > 0 {
         report.say(format_args!("{undecodable} messages could not be decoded"));

@@ -13,6 +13,7 @@ mod failed;
 mod fields;
 mod guess;
 mod input;
+mod limits;
 mod line;
 mod listen;
 mod manual;

@@ -12,6 +12,7 @@ mod demo;
 mod fields;
 mod framings;
 mod json;
+mod limits;
 mod listen;
 mod manual;
 mod program;

@@ -1,0 +1,218 @@
+//! The limits of `listen`: what strangers may do, as options. The library has a table of them; their defaults are its own.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use buffstreams::{IpNet, ListenerBuilder, ReceivedStats};
+use clap::Args;
+
+use crate::args::{parse_duration, parse_size};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct ListenLimits {
+    /// Serve only senders in this network, such as `10.0.0.0/8`, or at this address; may be repeated [default: everybody]
+    #[arg(long, value_name = "NETWORK", value_parser = parse_network)]
+    allow: Vec<IpNet>,
+
+    /// How many connections may be open [default: 65536]
+    #[arg(long, value_name = "N")]
+    max_connections: Option<usize>,
+
+    /// How many of them from one address, or from one IPv6 /64; `none` for any number [default: 1024, loopback any number]
+    #[arg(long, value_name = "N", value_parser = lifted(parse_count))]
+    max_connections_per_address: Option<Limit<usize>>,
+
+    /// How many TLS handshakes may be under way, a quarter of them with one address [default: 256]
+    #[arg(long, value_name = "N", requires = "tls_cert")]
+    max_handshakes: Option<usize>,
+
+    /// How long a handshake may take, of TLS or of an acknowledged stream; `none` for ever [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_duration))]
+    handshake_deadline: Option<Limit<Duration>>,
+
+    /// How long a message may take from its first byte to its last; `none` for ever [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_duration))]
+    frame_deadline: Option<Limit<Duration>>,
+
+    /// How long a connection may send nothing [default: none]
+    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_duration))]
+    idle_deadline: Option<Limit<Duration>>,
+
+    /// How much unfinished messages of all connections may take [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    receive_memory: Option<usize>,
+
+    /// How much acknowledged messages may take that wait to be printed [default: 256MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    session_memory: Option<usize>,
+
+    /// How much an acknowledged stream may send ahead of acknowledgements [default: 4MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    session_window: Option<usize>,
+
+    /// How many messages of one connection are taken in a second; further ones wait [default: none]
+    #[arg(long, value_name = "N", value_parser = lifted(parse_rate))]
+    max_message_rate: Option<Limit<NonZeroU32>>,
+}
+
+/// A limit that may be none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limit<T>(Option<T>);
+
+impl ListenLimits {
+    /// Sets what was said; the rest stays as it is.
+    pub(crate) fn apply(&self, mut builder: ListenerBuilder) -> ListenerBuilder {
+        if !self.allow.is_empty() {
+            builder = builder.allow(self.allow.iter().copied());
+        }
+        if let Some(most) = self.max_connections {
+            builder = builder.max_connections(most);
+        }
+        if let Some(Limit(most)) = self.max_connections_per_address {
+            builder = builder.max_connections_per_address(most);
+        }
+        if let Some(most) = self.max_handshakes {
+            builder = builder.max_handshakes(most);
+        }
+        if let Some(Limit(allowed)) = self.handshake_deadline {
+            builder = builder.handshake_deadline(allowed);
+        }
+        if let Some(Limit(allowed)) = self.frame_deadline {
+            builder = builder.frame_deadline(allowed);
+        }
+        if let Some(Limit(allowed)) = self.idle_deadline {
+            builder = builder.idle_deadline(allowed);
+        }
+        if let Some(bytes) = self.receive_memory {
+            builder = builder.receive_memory(bytes);
+        }
+        if let Some(bytes) = self.session_memory {
+            builder = builder.session_memory(bytes);
+        }
+        if let Some(bytes) = self.session_window {
+            builder = builder.session_window(bytes);
+        }
+        if let Some(Limit(rate)) = self.max_message_rate {
+            builder = builder.max_message_rate(rate);
+        }
+        builder
+    }
+}
+
+/// Who was refused, in words; nothing if nobody was.
+pub(crate) struct Refusals(pub(crate) ReceivedStats);
+
+impl Refusals {
+    pub(crate) fn are_any(&self) -> bool {
+        self.0.refused > 0
+    }
+}
+
+impl fmt::Display for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reasons = [
+            (self.0.refused_not_allowed, "not allowed"),
+            (self.0.refused_too_many, "too many"),
+            (self.0.refused_from_address, "too many from one address"),
+            (self.0.refused_handshakes, "too many TLS handshakes"),
+            (self.0.refused_stopping, "too late"),
+        ];
+        write!(f, "refused {} connections", self.0.refused)?;
+        let some = reasons.into_iter().filter(|(count, _)| *count > 0);
+        for (index, (count, reason)) in some.enumerate() {
+            write!(f, "{}{count} {reason}", if index == 0 { ": " } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+/// The same, or `none`.
+fn lifted<T>(
+    parse: fn(&str) -> Result<T, String>,
+) -> impl Fn(&str) -> Result<Limit<T>, String> + Clone + Send + Sync + 'static
+where
+    T: 'static,
+{
+    move |text| match text {
+        "none" => Ok(Limit(None)),
+        _ => parse(text).map(|limit| Limit(Some(limit))).map_err(|why| format!("{why}; or none")),
+    }
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| String::from("write a whole number"))
+}
+
+fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| String::from("write a whole number from 1"))
+}
+
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>()
+        .or_else(|_| address())
+        .map_err(|_| String::from("write a network or an address: 10.0.0.0/8, 2001:db8::/32, 192.0.2.7"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        limits: ListenLimits,
+        #[arg(long)]
+        tls_cert: bool,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<ListenLimits, clap::Error> {
+        Line::try_parse_from(["listen"].iter().chain(arguments)).map(|line| line.limits)
+    }
+
+    #[test]
+    fn a_limit_is_what_was_said_or_none() {
+        let limits = parse(&["--idle-deadline", "5m", "--frame-deadline", "none", "--max-message-rate", "7"]).unwrap();
+        assert_eq!(limits.idle_deadline, Some(Limit(Some(Duration::from_secs(300)))));
+        assert_eq!(limits.frame_deadline, Some(Limit(None)));
+        assert_eq!(limits.max_message_rate, Some(Limit(NonZeroU32::new(7))));
+        assert_eq!((limits.handshake_deadline, limits.max_connections_per_address), (None, None));
+        let networks = parse(&["--allow", "10.0.0.0/8", "--allow", "::1"]).unwrap().allow;
+        assert_eq!(networks.iter().map(IpNet::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);
+        for bad in [["--max-message-rate", "0"], ["--allow", "10.0.0.0/33"], ["--allow", "example.com"]] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_that_the_help_names_are_those_of_the_library() {
+        let command: Command = Line::command();
+        let table = include_str!("../../buffstreams/limits.md");
+        let mut named = 0;
+        for row in table.lines().filter_map(|line| line.strip_prefix("| `")) {
+            let cells: Vec<_> = row.split(" | ").collect();
+            let (name, default) = (cells[0].trim_end_matches('`'), cells[1]);
+            let Some(option) = command.get_arguments().find(|option| option.get_id() == name) else { continue };
+            let help = option.get_help().expect("it is explained").to_string();
+            let (_, said) = help.rsplit_once("[default: ").expect("it has a default");
+            let said = said.trim_end_matches(']').split(',').next().expect("a word");
+            let real = default.split(';').next().expect("a word").replace(" for the process", "").replace(',', "");
+            assert_eq!(said, real.replace(' ', ""), "{name}");
+            named += 1;
+        }
+        assert_eq!(named, command.get_arguments().filter(|option| option.get_id() != "tls_cert").count());
+    }
+
+    #[test]
+    fn refusals_are_told_by_their_reasons() {
+        assert!(!Refusals(ReceivedStats::default()).are_any());
+        let mut stats = ReceivedStats::default();
+        (stats.refused, stats.refused_too_many, stats.refused_stopping) = (3, 2, 1);
+        assert_eq!(Refusals(stats).to_string(), "refused 3 connections: 2 too many, 1 too late");
+    }
+}
