@@ -252,11 +252,8 @@ async fn strangers_who_ask_for_windows_and_fill_them_take_no_memory_from_others_
     let mut strangers = Vec::new();
     let mut windows = Vec::new();
     for id in 0..STRANGERS {
-        let mut stranger = connect(server.local_address()).await;
-        stranger.write_all(&[PREFACE, &hello([id; 16], 1, 1, 1 << 30, 600_000)].concat()).await.unwrap();
-        let welcome = in_time("it is welcome", hear(&mut stranger)).await.unwrap();
-        assert_eq!(welcome[0], WELCOME, "nobody is kept out by those who only ask");
-        windows.push(u64::from_be_bytes(welcome[34..42].try_into().unwrap()) as usize);
+        let (stranger, window) = ask(&server, id).await;
+        windows.push(window);
         strangers.push(stranger);
     }
     assert_eq!(windows[..3], [1 << 19, 1 << 18, (1 << 19) / 3], "equal parts of half of it");
@@ -282,39 +279,53 @@ async fn strangers_who_ask_for_windows_and_fill_them_take_no_memory_from_others_
     assert!(stats.broken_overloaded < u64::from(STRANGERS), "who holds little is left alone");
     assert_eq!(stats.broken, stats.broken_overloaded);
     // The first one has taken all that is anybody's. The second is told why it may have no more than its part.
-    let mut last = Vec::new();
-    while let Some(frame) = hear(&mut strangers[1]).await {
-        last = frame;
-    }
-    assert_eq!(last[..3], [REFUSE, 0x80, 0x02], "BUSY");
-    // Those who leave give back what they took: somebody may have that much again.
-    drop(strangers);
-    until("the strangers are gone", || server.stats().open == 1).await;
-    let overloaded = server.stats().broken_overloaded;
-    let mut another = connect(server.local_address()).await;
-    another.write_all(&[PREFACE, &hello([200; 16], 1, 1, 1 << 18, 600_000)].concat()).await.unwrap();
-    assert_eq!(hear(&mut another).await.unwrap()[0], WELCOME);
-    another.write_all(&message(&[7; 1_000]).repeat(250)).await.unwrap();
-    another.write_all(&control(CONFIRM_GOODBYE, &[])).await.unwrap();
-    while let Some(frame) = hear(&mut another).await {
-        last = frame;
-    }
-    assert_eq!(last[..3], [REFUSE, 0, 5], "PROTOCOL, by what it sent last: until then all was well");
-    assert_eq!(server.stats().broken_overloaded, overloaded);
+    assert_eq!(last_word(&mut strangers[1]).await[..3], [REFUSE, 0x80, 0x02], "BUSY");
+    // Whoever keeps within it is heard to the end, and ends by what it does wrong on purpose.
+    let mut modest = ask(&server, STRANGERS).await.0;
+    modest.write_all(&message(&[7; 1_000]).repeat(4)).await.unwrap();
+    // A moment in which it is not cut.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    modest.write_all(&control(CONFIRM_GOODBYE, &[])).await.unwrap();
+    assert_eq!(last_word(&mut modest).await[..3], [REFUSE, 0, 5], "PROTOCOL");
     in_time("closing", healthy.close(PATIENCE)).await.unwrap();
+
+    // Those who leave give back what they took: somebody may have that much again.
+    drop((strangers, modest));
+    until("all are gone", || server.stats().open == 0).await;
+    let mut another = ask(&server, STRANGERS + 1).await.0;
+    let _one_more = ask(&server, STRANGERS + 2).await;
+    another.write_all(&message(&[7; 1_000]).repeat(400)).await.unwrap();
+    another.write_all(&control(CONFIRM_GOODBYE, &[])).await.unwrap();
+    assert_eq!(last_word(&mut another).await[..3], [REFUSE, 0, 5], "PROTOCOL");
+}
+
+/// Asks for a session with a window of any size; returns the socket, and the window granted.
+async fn ask(server: &Server, id: u8) -> (TcpStream, usize) {
+    let mut stranger = connect(server.local_address()).await;
+    stranger.write_all(&[PREFACE, &hello([id; 16], 1, 1, 1 << 30, 600_000)].concat()).await.unwrap();
+    let welcome = in_time("it is welcome", hear(&mut stranger)).await.unwrap();
+    assert_eq!(welcome[0], WELCOME, "nobody is kept out by those who only ask");
+    (stranger, u64::from_be_bytes(welcome[34..42].try_into().unwrap()) as usize)
+}
+
+/// The last control frame before the end.
+async fn last_word(stranger: &mut TcpStream) -> Vec<u8> {
+    let mut last = Vec::new();
+    while let Some(frame) = hear(stranger).await {
+        last = frame;
+    }
+    last
 }
 
 #[tokio::test]
 async fn what_comes_faster_than_allowed_waits_and_nothing_is_lost_or_held_up_beside_it() {
     const RATE: u32 = 200;
     const COUNT: usize = 400;
-    // A session that were not heard meanwhile would be given up after 150 ms; and one whose heartbeats are rare has nothing but
-    // its pace to wake it.
-    let (often, rarely) = (Duration::from_millis(50), Duration::from_secs(600));
-    for (delivery, heartbeat) in [(Delivery::Sent, often), (Delivery::Acked, often), (Delivery::Acked, rarely)] {
+    for delivery in [Delivery::Sent, Delivery::Acked] {
         let record = Recorder::default();
         let server = serve(Listener::builder().max_message_rate(NonZeroU32::new(RATE)), &record).await;
-        let builder = Connection::builder().delivery(delivery).heartbeat(heartbeat);
+        // A session that were not heard meanwhile would be given up after 150 ms.
+        let builder = Connection::builder().delivery(delivery).heartbeat(Duration::from_millis(50));
         let fast = builder.dial(server.local_address()).await.unwrap();
         let begun = Instant::now();
         for number in 0..COUNT {
@@ -346,4 +357,32 @@ async fn the_rate_does_not_hold_a_shutdown_up() {
     record.has(1).await;
     let report = in_time("the shutdown", server.shutdown(2 * PATIENCE)).await;
     assert_eq!((report.cut, report.received.messages), (0, 200), "what was received is finished");
+}
+
+/// Keeps every message in hand, so that nothing is acknowledged.
+struct Keeping;
+
+impl Handler for Keeping {
+    fn message(&mut self, _: Message<'_>) -> HandlerResult {
+        Ok(())
+    }
+
+    fn defers(&self) -> bool {
+        true
+    }
+
+    fn poll_finished(&mut self, _: &mut Context<'_>) -> Poll<HandlerResult> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn messages_that_wait_for_their_time_are_handled_then_though_nothing_else_happens() {
+    let builder = Listener::builder().max_message_rate(NonZeroU32::new(20));
+    let server = builder.bind("127.0.0.1:0").await.unwrap().spawn(per_connection(|_: &Peer| Keeping));
+    let mut client = connect(server.local_address()).await;
+    client.write_all(&[PREFACE, &hello([1; 16], 1, 1, 8192, 600_000)].concat()).await.unwrap();
+    assert_eq!(hear(&mut client).await.unwrap()[0], WELCOME);
+    client.write_all(&message(b"x").repeat(20)).await.unwrap();
+    until("all are handled", || server.stats().messages == 20).await;
 }
