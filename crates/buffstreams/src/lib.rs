@@ -104,6 +104,7 @@ mod log;
 mod manager;
 mod reader;
 mod retry;
+mod route;
 mod sender;
 mod session;
 mod shared_outbox;
@@ -145,7 +146,7 @@ pub use sink::MessageSink;
 pub use spool::{Spool, SpoolBuilder, SpoolDamage, SpooledConnection, SpooledFailure};
 pub use stats::{ReceivedStats, Stats};
 pub use stream::{Messages, MessagesHandler, MessagesService, messages};
-pub use transport::{Address, PeerAddress, PeerIdentity};
+pub use transport::{Address, Endpoints, PeerAddress, PeerIdentity};
 #[cfg(feature = "__tls")]
 pub use transport::{TlsClient, TlsServer};
 

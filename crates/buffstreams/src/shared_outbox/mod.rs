@@ -26,7 +26,7 @@ use crate::events::{self, Event, Events};
 use crate::log::Throttle;
 use crate::proto::framing::Framing;
 use crate::proto::outbox::{FailedMessage, FailedReason, Fate, Outbox, Refusal};
-use crate::proto::session::sending::Sending;
+use crate::proto::session::sending::{Sending, StateLost};
 use crate::proto::session::wire::StreamId;
 use crate::stats::Stats;
 
@@ -132,6 +132,8 @@ struct State {
     sending: Option<Box<Sending>>,
     /// Control frames that go before anything else that is to be written.
     to_say: Vec<u8>,
+    /// What a receiver has lost that knows nothing of what was sent before, and nobody has told yet.
+    state_lost: Option<StateLost>,
     /// When something was settled or failed last.
     progressed: Cell<Instant>,
 }
@@ -194,6 +196,7 @@ impl SharedOutbox {
                 next_expiry: None,
                 sending,
                 to_say: Vec::new(),
+                state_lost: None,
                 progressed: Cell::new(Instant::now()),
             }),
             overflow,

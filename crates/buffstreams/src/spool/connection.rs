@@ -21,7 +21,7 @@ use crate::proto::session::wire::StreamId;
 use crate::sender::{Flushed, Receipt};
 use crate::shared_outbox::SharedOutbox;
 use crate::stats::{ReceivedStats, Stats};
-use crate::transport::Address;
+use crate::transport::Endpoints;
 
 impl<S: Service> ConnectionBuilder<S> {
     /// Sends what is in the spool and what will be, as one [acknowledged](crate::Delivery::Acked) stream that goes on from
@@ -40,11 +40,11 @@ impl<S: Service> ConnectionBuilder<S> {
     /// Outside a tokio runtime.
     pub fn dial_spooled<A>(self, address: A, spool: Spool) -> Result<SpooledConnection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
         let (mut builder, mut spool) = (self, spool);
-        let address = address.try_into()?;
+        let endpoints = address.try_into()?;
         let (ask, memory, overflow) = builder.for_spool()?;
         spool.may_be_sent(ask.framing.max_message_size())?;
         spool.state.starts += 1;
@@ -57,7 +57,7 @@ impl<S: Service> ConnectionBuilder<S> {
             let keeper = Arc::clone(&keeper);
             FailedTo::Spool(Arc::new(move || keeper.look()))
         };
-        let (connection, owner) = builder.start_spooled(Arc::clone(&outbox), address, told)?;
+        let (connection, owner) = builder.start_spooled(Arc::clone(&outbox), endpoints, told)?;
         let thread = {
             let keeper = Arc::clone(&keeper);
             move || keeper.run(&owner)

@@ -7,6 +7,7 @@ mod by_hand;
 mod codec;
 mod connection;
 mod crowds;
+mod endpoints;
 mod events;
 mod faults;
 mod hostile;
