@@ -285,9 +285,9 @@ impl<S: Service> Dialer<S> {
         if let Some((before, at)) = before.as_ref().zip(at).filter(|_| !self.outbox.is_plain()) {
             let (from, to) = (Address::from(before.place.clone()), Address::from(at.place.clone()));
             match at_risk {
-                0 => tracing::info!(%from, %to, "the stream goes on elsewhere"),
-                _ => {
-                    tracing::warn!(%from, %to, in_flight = at_risk, "the stream goes on elsewhere: both may handle these")
+                0 => tracing::info!(%from, %to, "the stream moved"),
+                in_flight => {
+                    tracing::warn!(%from, %to, in_flight, "the stream moved: both may handle what was in flight");
                 }
             }
             self.outbox.tell(Event::Moved { from, to, in_flight: at_risk });

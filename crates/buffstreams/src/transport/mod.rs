@@ -75,6 +75,9 @@ impl FromStr for Address {
             }
             return Ok(Address::Unix(PathBuf::from(path)));
         }
+        if text.contains(',') {
+            return Err(invalid("is more than one, and one is wanted"));
+        }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| invalid("has no port"))?;
         let port = port.parse().map_err(|_| invalid("has a port that is not a number from 0 to 65535"))?;
         let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {

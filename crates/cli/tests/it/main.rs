@@ -9,6 +9,7 @@ mod acked;
 mod bench;
 mod config;
 mod demo;
+mod endpoints;
 mod framings;
 mod json;
 mod listen;
