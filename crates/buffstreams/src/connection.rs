@@ -21,12 +21,12 @@ use crate::proto::session::sending::{Ask, Sending};
 use crate::proto::session::wire::{LONGEST_TOKEN, StreamId, takes_sessions};
 use crate::reader::{Demands, Talk};
 use crate::retry::{Backoff, Retry};
-use crate::route::{Connected, Route, Target};
+use crate::route::{Connected, Home, Route, Target};
 use crate::sender::Sender;
 use crate::shared_outbox::{Overflow, Phase, SharedOutbox, deadline_in};
 use crate::sink::MessageSink;
 use crate::stats::{Received, ReceivedStats, Stats};
-use crate::transport::{Endpoints, Liveness, PeerAddress, TlsClient, Transport};
+use crate::transport::{Address, Endpoints, Liveness, PeerAddress, TlsClient, Transport};
 
 /// Bytes of replies that an acknowledged stream takes ahead of its handler.
 const REPLY_WINDOW: usize = 1024 * 1024;
@@ -51,7 +51,7 @@ pub enum Delivery {
 /// How to dial. Made by [`Connection::builder`].
 #[derive(Clone, Debug)]
 pub struct ConnectionBuilder<S = Discard> {
-    service: S,
+    service: Arc<S>,
     settings: Settings,
 }
 
@@ -80,7 +80,7 @@ struct Settings {
 
 impl Default for ConnectionBuilder {
     fn default() -> Self {
-        ConnectionBuilder { service: Discard, settings: Settings::default() }
+        ConnectionBuilder { service: Arc::new(Discard), settings: Settings::default() }
     }
 }
 
@@ -257,7 +257,7 @@ impl<S: Service> ConnectionBuilder<S> {
     ///
     /// A handler is made for every socket that the connection has in its life.
     pub fn handler<T: Service>(self, service: T) -> ConnectionBuilder<T> {
-        ConnectionBuilder { service, settings: self.settings }
+        ConnectionBuilder { service: Arc::new(service), settings: self.settings }
     }
 
     /// Connects, once; after that the connection keeps itself open.
@@ -360,7 +360,20 @@ impl<S: Service> ConnectionBuilder<S> {
         if let Some(tls) = tls {
             endpoints.addresses().iter().try_for_each(|address| tls.check(address))?;
         }
-        Ok(Target { endpoints, liveness, connect_deadline, patience, tls: tls.clone() })
+        Ok(Target { endpoints, liveness, connect_deadline, patience, tls: tls.clone(), home: None })
+    }
+
+    /// A connection that dials one place of an address. Others with the same settings can be started after it.
+    pub(crate) fn start_at(&self, address: Address, home: Home) -> Result<Connection> {
+        let framing = self.framing()?;
+        let target = Target { home: Some(home), ..self.target(address.into())? };
+        let builder = ConnectionBuilder { service: Arc::clone(&self.service), settings: self.settings.clone() };
+        Ok(builder.start(framing, Some(target), None, None))
+    }
+
+    /// Whether a message for which there is no room waits for it.
+    pub(crate) fn lets_wait(&self) -> bool {
+        self.settings.overflow != Overflow::Fail
     }
 
     /// `answer` hears how the first attempt to open a session went.
@@ -450,7 +463,7 @@ impl<S: Service> ConnectionBuilder<S> {
             target,
             retry: settings.retry,
             backoff: settings.backoff,
-            service: Arc::new(service),
+            service,
             demands: Arc::new(Demands {
                 framing,
                 frame_deadline: settings.frame_deadline,

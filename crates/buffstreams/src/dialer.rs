@@ -85,6 +85,7 @@ enum Parted {
 impl<S: Service> Dialer<S> {
     /// Runs until the connection is closed or has given up.
     pub(crate) async fn run(self, first: Option<Connected>) {
+        self.outbox.note_away(first.is_none());
         // If the runtime drops this task, what is in hand still goes to its owner.
         let last_will = LastWill(&self);
         let failed_log = Throttle::default();
@@ -143,7 +144,7 @@ impl<S: Service> Dialer<S> {
             }
             self.outbox.rewind();
             self.outbox.note_attempt();
-            self.state.send_replace(State::Disconnected);
+            self.stand(State::Disconnected);
             at_once = matches!(parted, Parted::Reopened);
             let was_of_use = !matches!(parted, Parted::Lost { was_of_use: false });
             let healthy = was_of_use && connected_at.elapsed() >= self.backoff.max;
@@ -208,7 +209,7 @@ impl<S: Service> Dialer<S> {
             if !is_of_use && outbox.with_sending(|sending, _| sending.is_open()).unwrap_or(true) {
                 is_of_use = true;
                 self.note_refusal(None);
-                self.state.send_replace(State::Connected);
+                self.stand(State::Connected);
                 let before = route.as_deref_mut().zip(at.as_ref()).and_then(|(route, at)| route.granted(at));
                 self.tell_where(before, at.as_ref());
                 self.outbox.tell(Event::Connected { peer: address.clone() });
@@ -314,6 +315,11 @@ impl<S: Service> Dialer<S> {
         self.outbox.tell(Event::Refused { why: why.to_owned() });
     }
 
+    fn stand(&self, state: State) {
+        self.state.send_replace(state);
+        self.outbox.note_away(state != State::Connected);
+    }
+
     fn note_refusal(&self, why: Option<String>) {
         *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
@@ -387,7 +393,7 @@ impl<S: Service> Dialer<S> {
 
     /// Tries every place that is left of a round.
     async fn go_on(&self, route: &mut Route, left: Duration) -> Option<Connected> {
-        self.state.send_replace(State::Connecting);
+        self.stand(State::Connecting);
         match route.connect(left).await {
             Ok(Some(connected)) => return Some(connected),
             Ok(None) => {}
@@ -397,7 +403,7 @@ impl<S: Service> Dialer<S> {
                 route.note_failure(error.to_string());
             }
         }
-        self.state.send_replace(State::Disconnected);
+        self.stand(State::Disconnected);
         None
     }
 

@@ -112,6 +112,7 @@ mod sink;
 mod socket;
 #[cfg(feature = "spool")]
 mod spool;
+mod spread;
 mod stats;
 mod stream;
 mod transport;
@@ -144,6 +145,7 @@ pub use shared_outbox::Overflow;
 pub use sink::MessageSink;
 #[cfg(feature = "spool")]
 pub use spool::{Spool, SpoolBuilder, SpoolDamage, SpooledConnection, SpooledFailure};
+pub use spread::Spread;
 pub use stats::{ReceivedStats, Stats};
 pub use stream::{Messages, MessagesHandler, MessagesService, messages};
 pub use transport::{Address, Endpoints, PeerAddress, PeerIdentity};

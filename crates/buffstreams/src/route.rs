@@ -24,6 +24,15 @@ pub(crate) struct Target {
     /// How long a stream with messages in flight stays with a place that does not answer.
     pub(crate) patience: Duration,
     pub(crate) tls: Option<TlsClient>,
+    /// The one place that is dialled, as long as the first address stands for it.
+    pub(crate) home: Option<Home>,
+}
+
+/// One of the places of an address. Which one, where the address stands for it no longer, is said by a number.
+#[derive(Clone, Debug)]
+pub(crate) struct Home {
+    pub(crate) place: Place,
+    pub(crate) number: usize,
 }
 
 /// One place of one address.
@@ -95,7 +104,7 @@ impl Route {
         if was_healthy {
             self.begin_round();
             self.tried.push(at);
-            (self.is_exhausted, self.is_hopeful) = (self.target.endpoints.is_one_place(), true);
+            (self.is_exhausted, self.is_hopeful) = (self.target.is_one_place(), true);
         }
         if in_flight > 0 && matches!(self.bond, Bond::None) {
             self.bond = Bond::Until(deadline_in(self.target.patience));
@@ -128,7 +137,7 @@ impl Route {
     /// A socket leads there already.
     pub(crate) fn note_tried(&mut self, at: &Endpoint) {
         self.tried.push(at.clone());
-        self.is_exhausted = self.target.endpoints.is_one_place();
+        self.is_exhausted = self.target.is_one_place();
     }
 
     /// Messages go, at this place. Returns the one where they went before, if that is another.
@@ -141,7 +150,7 @@ impl Route {
     pub(crate) fn stays_for(&self, now: Instant) -> Option<Duration> {
         let Bond::Until(until) = self.bond else { return None };
         let left = until.saturating_duration_since(now);
-        (!left.is_zero() && self.stands_at.is_some() && !self.target.endpoints.is_one_place()).then_some(left)
+        (!left.is_zero() && self.stands_at.is_some() && !self.target.is_one_place()).then_some(left)
     }
 
     /// The stream need not stay any longer. Whether it did.
@@ -220,6 +229,11 @@ impl Route {
             }
         };
         let is_one_of_many = places.len() > 1;
+        let places = match &self.target.home {
+            Some(home) if places.contains(&home.place) => vec![home.place.clone()],
+            Some(home) => vec![places[home.number % places.len()].clone()],
+            None => places,
+        };
         let all = places.into_iter().map(|place| Endpoint { address: address.clone(), place });
         let untried: Vec<_> = match only {
             Some(only) => all.filter(|endpoint| endpoint == only).collect(),
@@ -248,6 +262,10 @@ impl Route {
 }
 
 impl Target {
+    fn is_one_place(&self) -> bool {
+        self.home.is_some() || self.endpoints.is_one_place()
+    }
+
     /// One attempt at one place, that is `named` if its address has others.
     async fn open(&self, endpoint: &Endpoint, named: Option<&Place>) -> Result<(Transport, PeerAddress), Error> {
         let Endpoint { address, place } = endpoint;
@@ -397,6 +415,7 @@ mod tests {
             connect_deadline: Duration::from_secs(10),
             patience: Duration::from_secs(600),
             tls: None,
+            home: None,
         };
         let mut route = Route::new(route("goes-elsewhere.test:1,127.0.0.1:1"));
         let at = route.connect(Duration::MAX).await.unwrap().unwrap().at.unwrap();
@@ -412,5 +431,24 @@ mod tests {
         let there = route.connect(Duration::MAX).await.unwrap().unwrap().at.unwrap();
         assert_eq!(there.place, Place::Tcp(second));
         assert_eq!(route.granted(&there), Some(at));
+    }
+
+    #[tokio::test]
+    async fn a_spread_has_a_connection_for_each_place_of_a_name_which_keeps_to_it_while_it_is_one() {
+        let ((one, first), (_two, second), (_three, third)) = (serve().await, serve().await, serve().await);
+        stands_for("several.test", &[first, second]);
+        let spread = builder().dial_spread("several.test:1").await.unwrap();
+        let [one_of, two_of] = spread.connections() else { panic!("one for each") };
+        let (mut events, mut other) = (one_of.events(), two_of.events());
+        assert_eq!(connected(&mut events).await, PeerAddress::Tcp(first));
+        assert_eq!(connected(&mut other).await, PeerAddress::Tcp(second));
+        stands_for("several.test", &[third, second]);
+        two_of.reopen();
+        assert_eq!(connected(&mut other).await, PeerAddress::Tcp(second));
+        drop(one);
+        one_of.reopen();
+        assert_eq!(connected(&mut events).await, PeerAddress::Tcp(third));
+        let error = builder().dial_spread("name.invalid:1").await.unwrap_err();
+        assert!(error.to_string().starts_with("cannot connect to name.invalid:1: "), "{error}");
     }
 }

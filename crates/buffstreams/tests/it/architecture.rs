@@ -20,7 +20,7 @@ const FLOORS: &[&[&str]] = &[
     &["dialer"],
     &["async_handler", "blocking_handler", "stream", "sink"],
     &["connection"],
-    &["manager", "spool"],
+    &["manager", "spool", "spread"],
     &["blocking", "typed", "codec"],
 ];
 

@@ -19,6 +19,7 @@ mod partition;
 mod receive;
 mod sessions;
 mod spool;
+mod spread;
 mod strangers;
 mod support;
 mod tls;
