@@ -66,6 +66,7 @@
 //! | to know that messages were handled | [`Delivery::Acked`], [`HandlerError::rejected`], [`Message::number`] |
 //! | messages that outlive the process | the feature `spool`, and `Spool` |
 //! | TLS, and to know who the other side is | the feature `tls`: `TlsServer`, `TlsClient`; [`Peer::identity`] |
+//! | several receivers: one after the other, or all at once | [`Endpoints`], [`ConnectionBuilder::dial_spread`] |
 //! | failed messages | [`ConnectionBuilder::on_failed`], [`ConnectionBuilder::failed_to`] |
 //! | to watch what happens to a connection | [`Connection::events`], [`Stats`] |
 //! | another wire format | [`Prefix`], [`Framing`] |

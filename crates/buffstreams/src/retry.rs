@@ -7,7 +7,9 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 /// How long a dialled connection tries to get its peer back.
 ///
 /// Counted from the loss (or from the beginning, with [`dial_lazy`](crate::ConnectionBuilder::dial_lazy)). A socket that
-/// settles a message, lives as long as the longest pause, or has nothing to send when it is lost, begins the count anew.
+/// settles a message, lives as long as the longest pause, or has nothing to send when it is lost, begins the count anew. Where
+/// there are several [endpoints](crate::Endpoints), one attempt tries each of them; when one is lost, the others are tried once
+/// whatever the policy.
 /// When it runs out, everything in hand fails and the connection is closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -28,6 +28,9 @@ impl<S: Service> ConnectionBuilder<S> {
     /// one process to the next. Returns at once; the connection tries to reach its peer as its retry policy says, and
     /// messages wait on disk meanwhile.
     ///
+    /// Of several [endpoints](Endpoints), each process begins at the first: at which one an earlier process was is not kept, so
+    /// what that had in flight elsewhere may be handled twice.
+    ///
     /// A failed message is kept by the spool, and its owner is told after that; a channel only as far as it has room.
     ///
     /// # Errors

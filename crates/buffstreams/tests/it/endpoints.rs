@@ -344,6 +344,25 @@ async fn places_that_accept_and_close_are_tried_once_a_round_and_then_there_is_a
 }
 
 #[tokio::test]
+async fn a_place_that_was_lost_in_good_health_has_its_turn_after_the_others() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let one = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // Longer than the longest pause: that is good health.
+            tokio::time::sleep(3 * QUICK.max).await;
+            drop(stream);
+        }
+    });
+    let (_server, two) = serve(Recorder::default()).await;
+    let connection = Connection::builder().backoff(QUICK).dial([&one.to_string(), &two]).await.unwrap();
+    let mut events = connection.events();
+    assert_eq!(next(&mut events).await, Event::Connected { peer: PeerAddress::Tcp(one) });
+    assert!(matches!(next(&mut events).await, Event::Lost { .. }));
+    assert_eq!(next(&mut events).await, Event::Connected { peer: PeerAddress::Tcp(two.parse().unwrap()) });
+}
+
+#[tokio::test]
 async fn without_a_retry_the_others_are_still_tried_once() {
     let recorder = Recorder::default();
     let (one, one_address) = serve(Recorder::default()).await;

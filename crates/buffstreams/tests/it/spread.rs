@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use buffstreams::{
-    Backoff, Bytes, Connection, ConnectionBuilder, Delivery, ErrorKind, FailedMessage, Listener, Overflow, Peer, Retry,
-    Server, Service, State, async_handler,
+    Backoff, Bytes, Connection, ConnectionBuilder, Delivery, ErrorKind, FailedMessage, Listener, Overflow, Peer,
+    Prefix, Retry, Server, Service, State, async_handler,
 };
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::support::{PATIENCE, Recorder, in_time, until};
@@ -162,6 +163,37 @@ async fn where_all_are_full_a_message_waits_for_the_first_that_has_room() {
         sent += 1;
     }
     assert_eq!(spread.send(&message(0)).await.unwrap_err().kind(), ErrorKind::Full, "if the policy does not wait");
+}
+
+#[tokio::test]
+async fn a_message_that_needs_all_the_room_of_a_connection_waits_for_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let builder = builder().prefix(Prefix::U32Be).max_message_size(64 * 1024).memory(16 * 1024);
+    let spread = builder.dial_spread(address).await.unwrap();
+    let (mut peer, _) = in_time("it connects", listener.accept()).await.unwrap();
+    // Until the kernel takes no more, and a little is left here.
+    let is_drained = || async {
+        while spread.stats().in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    loop {
+        spread.try_send(&[0; 4_000]).unwrap();
+        if tokio::time::timeout(Duration::from_millis(200), is_drained()).await.is_err() {
+            break;
+        }
+    }
+    let waiting = tokio::spawn({
+        let spread = spread.clone();
+        async move { spread.send(&[0; 60_000]).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!waiting.is_finished());
+    let reading = tokio::spawn(async move { tokio::io::copy(&mut peer, &mut tokio::io::sink()).await });
+    in_time("there is room", waiting).await.unwrap().unwrap();
+    in_time("closing", spread.close(DEADLINE)).await.unwrap();
+    reading.abort();
 }
 
 #[tokio::test]
