@@ -60,7 +60,7 @@ use crate::listener::{ListenerBuilder, ShutdownReport, Stopper};
 use crate::proto::framing::Framing;
 use crate::sender::{Flushed, Receipt};
 use crate::stats::{ReceivedStats, Stats};
-use crate::transport::Address;
+use crate::transport::{Address, Endpoints};
 
 /// The most threads for sockets. One moves more bytes than most programs that block can produce.
 const MOST_WORKERS: usize = 4;
@@ -249,7 +249,7 @@ impl Connection {
     /// As [`ConnectionBuilder::dial`].
     pub fn dial<A>(address: A) -> Result<Connection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
         Connection::dial_with(ConnectionBuilder::default(), address)
@@ -265,7 +265,7 @@ impl Connection {
     /// As [`ConnectionBuilder::dial`].
     pub fn dial_with<A>(builder: ConnectionBuilder<impl Service>, address: A) -> Result<Connection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
         wait(builder.dial(address)).map(Connection::from)
@@ -278,7 +278,7 @@ impl Connection {
     /// As [`ConnectionBuilder::dial_lazy`].
     pub fn dial_lazy_with<A>(builder: ConnectionBuilder<impl Service>, address: A) -> Result<Connection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
         let _inside = RUNTIME.enter();

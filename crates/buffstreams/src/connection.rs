@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::dialer::{Answer, Dialer, State, Target};
+use crate::dialer::{Answer, Dialer, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::failed::FailedTo;
@@ -21,11 +21,12 @@ use crate::proto::session::sending::{Ask, Sending};
 use crate::proto::session::wire::{LONGEST_TOKEN, StreamId, takes_sessions};
 use crate::reader::{Demands, Talk};
 use crate::retry::{Backoff, Retry};
+use crate::route::{Connected, Home, Route, Target};
 use crate::sender::Sender;
 use crate::shared_outbox::{Overflow, Phase, SharedOutbox, deadline_in};
 use crate::sink::MessageSink;
 use crate::stats::{Received, ReceivedStats, Stats};
-use crate::transport::{Address, Liveness, PeerAddress, TlsClient, Transport};
+use crate::transport::{Address, Endpoints, Liveness, PeerAddress, TlsClient, Transport};
 
 /// Bytes of replies that an acknowledged stream takes ahead of its handler.
 const REPLY_WINDOW: usize = 1024 * 1024;
@@ -50,7 +51,7 @@ pub enum Delivery {
 /// How to dial. Made by [`Connection::builder`].
 #[derive(Clone, Debug)]
 pub struct ConnectionBuilder<S = Discard> {
-    service: S,
+    service: Arc<S>,
     settings: Settings,
 }
 
@@ -64,6 +65,7 @@ struct Settings {
     retry: Retry,
     backoff: Backoff,
     connect_deadline: Duration,
+    endpoint_patience: Duration,
     frame_deadline: Option<Duration>,
     receive_memory: MemoryBudget,
     failed_to: FailedTo,
@@ -78,7 +80,7 @@ struct Settings {
 
 impl Default for ConnectionBuilder {
     fn default() -> Self {
-        ConnectionBuilder { service: Discard, settings: Settings::default() }
+        ConnectionBuilder { service: Arc::new(Discard), settings: Settings::default() }
     }
 }
 
@@ -93,6 +95,7 @@ impl Default for Settings {
             retry: Retry::default(),
             backoff: Backoff::default(),
             connect_deadline: Duration::from_secs(10),
+            endpoint_patience: Duration::from_secs(10),
             frame_deadline: Some(Duration::from_secs(30)),
             receive_memory: MemoryBudget::of_process(),
             failed_to: FailedTo::default(),
@@ -158,8 +161,20 @@ impl<S: Service> ConnectionBuilder<S> {
     }
 
     /// How long one attempt to connect may take. Default 10 s.
+    ///
+    /// One attempt tries every [endpoint](Endpoints), and of a name every address that it stands for: each has an equal
+    /// share of the time that is left.
     pub fn connect_deadline(mut self, allowed: Duration) -> Self {
         self.settings.connect_deadline = allowed;
+        self
+    }
+
+    /// With [`Delivery::Acked`] and more than one [endpoint](Endpoints), how long one that has messages in flight is waited
+    /// for before the stream goes on at another, where they may be handled once more. Default 10 s. It does so sooner if the
+    /// retry policy allows no more attempts, if its name stands for it no longer, or if it refuses the stream for good. The
+    /// move is an [event](crate::Event::Moved).
+    pub fn endpoint_patience(mut self, allowed: Duration) -> Self {
+        self.settings.endpoint_patience = allowed;
         self
     }
 
@@ -249,36 +264,41 @@ impl<S: Service> ConnectionBuilder<S> {
     ///
     /// A handler is made for every socket that the connection has in its life.
     pub fn handler<T: Service>(self, service: T) -> ConnectionBuilder<T> {
-        ConnectionBuilder { service, settings: self.settings }
+        ConnectionBuilder { service: Arc::new(service), settings: self.settings }
     }
 
     /// Connects, once; after that the connection keeps itself open.
     ///
+    /// Of several [endpoints](Endpoints), or several addresses that a name stands for, the first that answers is used.
+    /// When that is lost, the others are tried at once (within a tenth of a second), in order; only when each was tried is
+    /// there a pause, and names are resolved anew each time. A connection in good health stays where it is;
+    /// [`reopen`](Connection::reopen) begins at the first again. An acknowledged stream with messages in flight
+    /// [stays for a while](Self::endpoint_patience) with an endpoint that is lost.
+    ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidAddress`], [`ErrorKind::InvalidConfiguration`], [`ErrorKind::Connect`] with what failed, and
-    /// [`ErrorKind::Tls`] with which certificate was not accepted, and why.
+    /// [`ErrorKind::InvalidAddress`], [`ErrorKind::InvalidConfiguration`], [`ErrorKind::Connect`] with what failed at each
+    /// address that was tried, and [`ErrorKind::Tls`] with which certificate was not accepted, and why.
     ///
     /// # Cancel safety
     ///
     /// If the future is dropped, there is no connection.
     pub async fn dial<A>(self, address: A) -> Result<Connection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
         let framing = self.framing()?;
         let target = self.target(address.try_into()?)?;
-        let first = target.connect(Duration::MAX).await?;
+        let first = Route::new(target.clone()).connect(Duration::MAX).await?.expect("there is a place to try");
         if self.settings.delivery == Delivery::Sent {
             return Ok(self.start(framing, Some(target), Some(first), None));
         }
         let (answer, answered) = oneshot::channel();
-        let text = target.address.to_string();
         let connection = self.start(framing, Some(target), Some(first), Some(answer));
         if let Ok(Err(why)) = answered.await {
             connection.begin_close(Duration::ZERO);
-            return Err(Error::new(ErrorKind::Connect, format!("cannot open a session with {text}: {why}")));
+            return Err(Error::new(ErrorKind::Connect, why));
         }
         Ok(connection)
     }
@@ -294,7 +314,7 @@ impl<S: Service> ConnectionBuilder<S> {
     /// Outside a tokio runtime.
     pub fn dial_lazy<A>(self, address: A) -> Result<Connection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
         let framing = self.framing()?;
@@ -317,7 +337,8 @@ impl<S: Service> ConnectionBuilder<S> {
             let text = "a stream that is brought is used as it is: bring one that TLS is spoken over already";
             return Err(Error::new(ErrorKind::InvalidConfiguration, text));
         }
-        Ok(self.start(framing, None, Some((Transport::Io(Box::new(io)), PeerAddress::Io)), None))
+        let connected = Connected { io: Transport::Io(Box::new(io)), peer: PeerAddress::Io, at: None };
+        Ok(self.start(framing, None, Some(connected), None))
     }
 
     fn framing(&self) -> Result<Framing> {
@@ -341,12 +362,25 @@ impl<S: Service> ConnectionBuilder<S> {
         Ok(Framing::for_session(framing.max_message_size())?)
     }
 
-    fn target(&self, address: Address) -> Result<Target> {
-        let Settings { liveness, connect_deadline, ref tls, .. } = self.settings;
+    fn target(&self, endpoints: Endpoints) -> Result<Target> {
+        let Settings { liveness, connect_deadline, endpoint_patience: patience, ref tls, .. } = self.settings;
         if let Some(tls) = tls {
-            tls.check(&address)?;
+            endpoints.addresses().iter().try_for_each(|address| tls.check(address))?;
         }
-        Ok(Target { address, liveness, connect_deadline, tls: tls.clone() })
+        Ok(Target { endpoints, liveness, connect_deadline, patience, tls: tls.clone(), home: None })
+    }
+
+    /// A connection that dials one place of an address. Others with the same settings can be started after it.
+    pub(crate) fn start_at(&self, address: Address, home: Home) -> Result<Connection> {
+        let framing = self.framing()?;
+        let target = Target { home: Some(home), ..self.target(address.into())? };
+        let builder = ConnectionBuilder { service: Arc::clone(&self.service), settings: self.settings.clone() };
+        Ok(builder.start(framing, Some(target), None, None))
+    }
+
+    /// Whether a message for which there is no room waits for it.
+    pub(crate) fn lets_wait(&self) -> bool {
+        self.settings.overflow != Overflow::Fail
     }
 
     /// `answer` hears how the first attempt to open a session went.
@@ -354,7 +388,7 @@ impl<S: Service> ConnectionBuilder<S> {
         self,
         framing: Framing,
         target: Option<Target>,
-        first: Option<(Transport, PeerAddress)>,
+        first: Option<Connected>,
         answer: Option<Answer>,
     ) -> Connection {
         let Settings { memory, overflow, expiry, delivery, .. } = self.settings;
@@ -403,11 +437,11 @@ impl<S: Service> ConnectionBuilder<S> {
     pub(crate) fn start_spooled(
         mut self,
         outbox: Arc<SharedOutbox>,
-        address: Address,
+        endpoints: Endpoints,
         told: FailedTo,
     ) -> Result<(Connection, FailedTo)> {
         let framing = outbox.framing();
-        let target = self.target(address)?;
+        let target = self.target(endpoints)?;
         let owner = std::mem::replace(&mut self.settings.failed_to, told);
         Ok((self.start_on(outbox, framing, Some(target), None, None), owner))
     }
@@ -417,7 +451,7 @@ impl<S: Service> ConnectionBuilder<S> {
         outbox: Arc<SharedOutbox>,
         framing: Framing,
         target: Option<Target>,
-        first: Option<(Transport, PeerAddress)>,
+        first: Option<Connected>,
         answer: Option<Answer>,
     ) -> Connection {
         let ConnectionBuilder { service, settings } = self;
@@ -436,7 +470,7 @@ impl<S: Service> ConnectionBuilder<S> {
             target,
             retry: settings.retry,
             backoff: settings.backoff,
-            service: Arc::new(service),
+            service,
             demands: Arc::new(Demands {
                 framing,
                 frame_deadline: settings.frame_deadline,
@@ -524,7 +558,7 @@ impl Connection {
     /// As [`ConnectionBuilder::dial`].
     pub async fn dial<A>(address: A) -> Result<Connection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
         Connection::builder().dial(address).await

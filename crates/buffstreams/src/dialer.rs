@@ -1,4 +1,5 @@
-//! Keeps a Connection's socket open: connect, back off, rewind, go on. One task for each connection.
+//! Keeps a Connection's socket open: connect, back off, rewind, go on. One task for each connection. Where there is more
+//! than one place to dial, `route.rs` says which is next; here is when.
 //!
 //! Whatever happens to sockets, every accepted message stays in the Outbox until it is settled or given up; and what is
 //! given up is handed to its owner before the task ends.
@@ -12,19 +13,20 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::error::{Error, ErrorKind};
 use crate::events::Event;
 use crate::failed::FailedTo;
 use crate::handler::{Ended, Peer, Service};
 use crate::log::Throttle;
 use crate::proto::outbox::FailedReason;
+use crate::proto::session::sending::StateLost;
 use crate::reader::Demands;
 use crate::retry::{Backoff, Delays, Outage, Retry};
+use crate::route::{Connected, Endpoint, Route, Target};
 use crate::sender::Sender;
 use crate::shared_outbox::{Phase, SharedOutbox, deadline_in};
 use crate::socket::Socket;
 use crate::stats::Stats;
-use crate::transport::{Address, Liveness, PeerAddress, TlsClient, Transport};
+use crate::transport::Address;
 
 /// How often, at most, it is looked at whether messages are stalled.
 const STALL_GRAIN: Duration = Duration::from_millis(100);
@@ -46,36 +48,6 @@ pub enum State {
     Closed,
 }
 
-/// Whom to dial, and how.
-#[derive(Clone, Debug)]
-pub(crate) struct Target {
-    pub(crate) address: Address,
-    pub(crate) liveness: Liveness,
-    pub(crate) connect_deadline: Duration,
-    pub(crate) tls: Option<TlsClient>,
-}
-
-impl Target {
-    /// One attempt, that may take so long at most.
-    pub(crate) async fn connect(&self, most: Duration) -> Result<(Transport, PeerAddress), Error> {
-        let allowed = self.connect_deadline.min(most);
-        let connect = async {
-            let (io, peer) = Transport::connect(&self.address, self.liveness).await?;
-            match &self.tls {
-                Some(tls) => Ok((tls.connect(io, &self.address).await?, peer)),
-                None => Ok((io, peer)),
-            }
-        };
-        match tokio::time::timeout(allowed, connect).await {
-            Ok(result) => result,
-            Err(_) => {
-                let text = format!("cannot connect to {}: no answer within {allowed:?}", self.address);
-                Err(Error::new(ErrorKind::Connect, text))
-            }
-        }
-    }
-}
-
 /// The task behind a dialled connection.
 pub(crate) struct Dialer<S> {
     /// `None` if the stream was brought by the user and cannot be had again.
@@ -95,7 +67,7 @@ pub(crate) struct Dialer<S> {
     pub(crate) answer: Mutex<Option<Answer>>,
 }
 
-/// Hears how the first attempt went: of use, or why not.
+/// Hears how the first round of attempts went: of use, or why not.
 pub(crate) type Answer = oneshot::Sender<Result<(), String>>;
 
 /// Why a socket is no longer used.
@@ -112,7 +84,8 @@ enum Parted {
 
 impl<S: Service> Dialer<S> {
     /// Runs until the connection is closed or has given up.
-    pub(crate) async fn run(self, first: Option<(Transport, PeerAddress)>) {
+    pub(crate) async fn run(self, first: Option<Connected>) {
+        self.outbox.note_away(first.is_none());
         // If the runtime drops this task, what is in hand still goes to its owner.
         let last_will = LastWill(&self);
         let failed_log = Throttle::default();
@@ -127,47 +100,51 @@ impl<S: Service> Dialer<S> {
     }
 
     /// Uses one socket after the other. Returns why there is no next.
-    async fn keep_open(&self, first: Option<(Transport, PeerAddress)>) -> &'static str {
+    async fn keep_open(&self, first: Option<Connected>) -> &'static str {
         let mut delays = Delays::new(self.backoff, fastrand::Rng::new());
         let mut outage = Outage::begin(std::time::Instant::now());
         let mut at_once = true;
+        let mut route = self.target.clone().map(Route::new);
+        if let (Some(route), Some(Connected { at: Some(at), .. })) = (&mut route, &first) {
+            route.note_tried(at);
+        }
         let mut next = first;
         // Handlers of lost sockets that still work. They may wait for room, which only the next socket can make.
         let mut leaving = JoinSet::new();
         for sockets in 0.. {
             let was_dialled = next.is_some();
-            let (io, address) = match next.take() {
+            let connected = match next.take() {
                 Some(connected) => connected,
                 None => {
                     let connected = tokio::select! {
-                        connected = self.reconnect(&mut delays, &mut outage, at_once) => connected,
+                        connected = self.reconnect(route.as_mut(), &mut delays, &mut outage, at_once) => connected,
                         () = self.nothing_left() => break,
                     };
                     // This is the other socket that somebody may have asked for meanwhile.
                     self.outbox.take_reopen();
                     match connected {
-                        Some(connected) => connected,
-                        None => {
+                        Ok(connected) => connected,
+                        Err(reason) => {
                             leaving.detach_all();
-                            return self.give_up();
+                            return self.give_up(reason);
                         }
                     }
                 }
             };
+            let at = connected.at.clone();
             let settled_before = self.outbox.settled();
             let connected_at = Instant::now();
-            let parted = self.use_socket(io, address, sockets, &mut leaving).await;
+            let parted = self.use_socket(connected, route.as_mut(), sockets, &mut leaving).await;
             if matches!(parted, Parted::Finished) {
                 break;
             }
             if matches!(parted, Parted::Refused) {
                 leaving.detach_all();
-                self.outbox.fail_all(FailedReason::Refused);
-                return "its peer refused the acknowledged stream";
+                return self.give_up(FailedReason::Refused);
             }
             self.outbox.rewind();
             self.outbox.note_attempt();
-            self.state.send_replace(State::Disconnected);
+            self.stand(State::Disconnected);
             at_once = matches!(parted, Parted::Reopened);
             let was_of_use = !matches!(parted, Parted::Lost { was_of_use: false });
             let healthy = was_of_use && connected_at.elapsed() >= self.backoff.max;
@@ -177,6 +154,9 @@ impl<S: Service> Dialer<S> {
             let progress = was_of_use && (self.outbox.settled() > settled_before || self.outbox.is_resolved());
             if healthy || progress || at_once || was_dialled {
                 outage = Outage::begin(std::time::Instant::now());
+            }
+            if let (Some(route), Some(at)) = (&mut route, at) {
+                route.lost(at, healthy, self.outbox.unacknowledged());
             }
         }
         while leaving.join_next().await.is_some() {}
@@ -193,16 +173,25 @@ impl<S: Service> Dialer<S> {
     }
 
     /// One socket, from its first byte to its last.
-    async fn use_socket(&self, io: Transport, address: PeerAddress, number: u64, leaving: &mut JoinSet<()>) -> Parted {
+    async fn use_socket(
+        &self,
+        connected: Connected,
+        mut route: Option<&mut Route>,
+        number: u64,
+        leaving: &mut JoinSet<()>,
+    ) -> Parted {
         if !self.outbox.greet() {
             return Parted::Refused;
         }
+        let Connected { io, peer: address, at } = connected;
         tracing::info!(peer = %address, "connected");
         let mut is_of_use = false;
-        let connected = address.clone();
-        let peer = Peer::new(number, address, io.identity().cloned(), Sender::new(&self.outbox));
+        let peer = Peer::new(number, address.clone(), io.identity().cloned(), Sender::new(&self.outbox));
         let Some(mut socket) = Socket::open(io, &self.service, &peer, &self.demands) else {
             self.lost(&Ended::HandlerPanicked);
+            if let Some(route) = route {
+                route.note_hope();
+            }
             return Parted::Lost { was_of_use: true };
         };
         drop(peer);
@@ -220,8 +209,10 @@ impl<S: Service> Dialer<S> {
             if !is_of_use && outbox.with_sending(|sending, _| sending.is_open()).unwrap_or(true) {
                 is_of_use = true;
                 self.note_refusal(None);
-                self.state.send_replace(State::Connected);
-                self.outbox.tell(Event::Connected { peer: connected.clone() });
+                self.stand(State::Connected);
+                let before = route.as_deref_mut().zip(at.as_ref()).and_then(|(route, at)| route.granted(at));
+                self.tell_where(before, at.as_ref());
+                self.outbox.tell(Event::Connected { peer: address.clone() });
                 self.answer(Ok(()));
             }
             match polled {
@@ -250,11 +241,26 @@ impl<S: Service> Dialer<S> {
             Ended::Violated(why) if !is_of_use => self.refused(why),
             _ => {}
         }
-        let gives_up_at_once = self.answer(Err(ended.to_string()));
+        let is_for_good = matches!(ended, Ended::Refused { is_temporary: false, .. });
+        let mut is_refused = is_for_good;
+        if let Some((route, at)) = route.zip(at.as_ref()) {
+            if !is_of_use {
+                route.note_failure(format!("cannot open a session with {}: {ended}", at.address));
+            }
+            if is_for_good {
+                // Another place may want the stream. Not if it is this side that has forgotten too much of it.
+                is_refused = self.outbox.is_overtaken() || !route.refused(at);
+            } else {
+                route.note_hope();
+            }
+            if self.is_awaited() && (is_refused || !route.may_go_on(now())) {
+                self.answer(Err(route.failures()));
+                is_refused = true;
+            }
+        }
         let parted = match &ended {
             Ended::Reopened => Parted::Reopened,
-            Ended::Refused { is_temporary: false, .. } => Parted::Refused,
-            _ if gives_up_at_once => Parted::Refused,
+            _ if is_refused => Parted::Refused,
             _ => Parted::Lost { was_of_use: is_of_use },
         };
         while leaving.try_join_next().is_some() {}
@@ -262,10 +268,40 @@ impl<S: Service> Dialer<S> {
         parted
     }
 
-    /// Tells whoever waits for the first socket. Returns whether somebody did.
-    fn answer(&self, answer: Result<(), String>) -> bool {
+    /// Tells whoever waits for the first socket.
+    fn answer(&self, answer: Result<(), String>) {
         let waiting = self.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        waiting.is_some_and(|waiting| waiting.send(answer).is_ok())
+        waiting.map(|waiting| waiting.send(answer));
+    }
+
+    /// Whether somebody waits for the first socket.
+    fn is_awaited(&self) -> bool {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// An acknowledged stream was granted: tells what that means for what is in flight, and whether it was elsewhere `before`.
+    fn tell_where(&self, before: Option<Endpoint>, at: Option<&Endpoint>) {
+        let lost = self.outbox.take_state_lost();
+        let at_risk = lost.map_or(0, |StateLost { from, to }| (to + 1).saturating_sub(from));
+        if let Some((before, at)) = before.as_ref().zip(at).filter(|_| !self.outbox.is_plain()) {
+            let (from, to) = (Address::from(before.place.clone()), Address::from(at.place.clone()));
+            match at_risk {
+                0 => tracing::info!(%from, %to, "the stream moved"),
+                in_flight => {
+                    tracing::warn!(%from, %to, in_flight, "the stream moved: both may handle what was in flight");
+                }
+            }
+            self.outbox.tell(Event::Moved { from, to, in_flight: at_risk });
+            if at_risk == 0 {
+                return;
+            }
+        }
+        if let Some(StateLost { from, to }) = lost {
+            if before.is_none() {
+                tracing::warn!(from, to, "the receiver lost its state: these may be handled twice");
+            }
+            self.outbox.tell(Event::ReceiverStateLost { from, to });
+        }
     }
 
     fn lost(&self, ended: &Ended) {
@@ -279,43 +315,96 @@ impl<S: Service> Dialer<S> {
         self.outbox.tell(Event::Refused { why: why.to_owned() });
     }
 
+    fn stand(&self, state: State) {
+        self.state.send_replace(state);
+        self.outbox.note_away(state != State::Connected);
+    }
+
     fn note_refusal(&self, why: Option<String>) {
         *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    /// Tries until there is a socket; `None` when the policy says that it is enough.
+    /// Tries until there is a socket, or the policy says that it is enough.
     async fn reconnect(
         &self,
+        route: Option<&mut Route>,
         delays: &mut Delays,
         outage: &mut Outage,
-        mut at_once: bool,
-    ) -> Option<(Transport, PeerAddress)> {
-        let target = self.target.as_ref()?;
+        at_once: bool,
+    ) -> Result<Connected, FailedReason> {
+        let route = route.ok_or(FailedReason::Disconnected)?;
         // What is to be done at once, is done whatever the policy says of further attempts.
-        let mut left = if at_once { Duration::MAX } else { outage.left(self.retry, Instant::now().into_std())? };
-        loop {
-            if !at_once {
-                let begun = Instant::now();
-                self.wait(delays.next().min(left)).await;
-                left = left.saturating_sub(begun.elapsed());
-                if left.is_zero() {
-                    return None;
-                }
-            }
-            at_once = false;
-            self.state.send_replace(State::Connecting);
-            // Also one that succeeds counts, until its socket has done any good.
-            outage.note_attempt();
-            match target.connect(left).await {
-                Ok(connected) => return Some(connected),
-                Err(error) => {
-                    self.outbox.note_attempt();
-                    self.state.send_replace(State::Disconnected);
-                    tracing::warn!("{error}");
-                }
-            }
-            left = outage.left(self.retry, Instant::now().into_std())?;
+        if at_once && let Some(connected) = self.begin_round(route, outage, Duration::MAX).await {
+            return Ok(connected);
         }
+        let mut was_released = false;
+        loop {
+            let mut waited = Duration::ZERO;
+            if route.may_go_on(now()) {
+                let left = if was_released { Duration::MAX } else { outage.left_of_round(self.retry, now()) };
+                waited = delays.fall_back().min(left);
+                self.wait(waited).await;
+                let left = left.saturating_sub(waited);
+                if !left.is_zero()
+                    && let Some(connected) = self.go_on(route, left).await
+                {
+                    return Ok(connected);
+                }
+            }
+            if self.is_awaited() {
+                self.answer(Err(route.failures()));
+                return Err(FailedReason::Refused);
+            }
+            if route.is_hopeless() {
+                return Err(FailedReason::Refused);
+            }
+            if let Some(mut left) = outage.left(self.retry, now()) {
+                let begun = Instant::now();
+                let stays_for = route.stays_for(now());
+                let pause = delays.next().saturating_sub(waited).min(left);
+                self.wait(pause.min(stays_for.unwrap_or(Duration::MAX))).await;
+                if stays_for.is_some() && route.stays_for(now()).is_none() {
+                    // The stream has waited here for long enough: others have their turn without the rest of the pause.
+                    continue;
+                }
+                left = left.saturating_sub(begun.elapsed());
+                if !left.is_zero() {
+                    if let Some(connected) = self.begin_round(route, outage, left).await {
+                        return Ok(connected);
+                    }
+                    continue;
+                }
+            }
+            // A stream that has stayed for its messages in flight can still go elsewhere.
+            if !route.release() {
+                return Err(FailedReason::RetryExhausted);
+            }
+            was_released = true;
+        }
+    }
+
+    /// Tries every place.
+    async fn begin_round(&self, route: &mut Route, outage: &mut Outage, left: Duration) -> Option<Connected> {
+        route.begin_round();
+        // Also one that succeeds counts, until its socket has done any good.
+        outage.note_attempt();
+        self.go_on(route, left).await
+    }
+
+    /// Tries every place that is left of a round.
+    async fn go_on(&self, route: &mut Route, left: Duration) -> Option<Connected> {
+        self.stand(State::Connecting);
+        match route.connect(left).await {
+            Ok(Some(connected)) => return Some(connected),
+            Ok(None) => {}
+            Err(error) => {
+                self.outbox.note_attempt();
+                tracing::warn!("{error}");
+                route.note_failure(error.to_string());
+            }
+        }
+        self.stand(State::Disconnected);
+        None
     }
 
     /// Waits before an attempt; not if another socket is asked for meanwhile.
@@ -330,10 +419,11 @@ impl<S: Service> Dialer<S> {
         }
     }
 
-    fn give_up(&self) -> &'static str {
-        let (reason, why) = match self.target {
-            Some(_) => (FailedReason::RetryExhausted, "its peer stayed away for longer than the retry policy allows"),
-            None => (FailedReason::Disconnected, "its stream has ended, and cannot be opened again"),
+    fn give_up(&self, reason: FailedReason) -> &'static str {
+        let why = match reason {
+            FailedReason::Refused => "its peer refused the acknowledged stream",
+            FailedReason::Disconnected => "its stream has ended, and cannot be opened again",
+            _ => "its peer stayed away for longer than the retry policy allows",
         };
         tracing::warn!("giving up: {why}");
         self.outbox.fail_all(reason);
@@ -381,6 +471,10 @@ impl<S: Service> Dialer<S> {
             }
         }
     }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// Ends the connection for its users, also when the task is dropped.

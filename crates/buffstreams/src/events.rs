@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use crate::transport::PeerAddress;
+use crate::transport::{Address, PeerAddress};
 
 /// Events that wait for a watcher who is slow; then the oldest are missed.
 pub(crate) const KEPT: usize = 64;
@@ -28,7 +28,20 @@ pub enum Event {
         /// Its reason, for people.
         why: String,
     },
-    /// The receiver no longer knows the acknowledged stream, as one that was restarted: these messages may be handled twice.
+    /// The acknowledged stream goes on at another endpoint than where it was granted before.
+    ///
+    /// With messages in flight it does so only if it [could not stay](crate::ConnectionBuilder::endpoint_patience); then
+    /// [`ReceiverStateLost`](Event::ReceiverStateLost) follows, with their numbers.
+    Moved {
+        /// Where it was.
+        from: Address,
+        /// Where it is now.
+        to: Address,
+        /// How many messages were in flight there, and may be handled at both; 0 also if both are the same receiver.
+        in_flight: u64,
+    },
+    /// The receiver does not know the acknowledged stream (any more), as one that was restarted, or is another than before:
+    /// these messages may be handled twice.
     ReceiverStateLost {
         /// The number of the first message that was not acknowledged; one more than `to` if all were.
         from: u64,

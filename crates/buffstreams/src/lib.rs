@@ -68,6 +68,7 @@
 //! | TLS, and to know who the other side is | the feature `tls`: `TlsServer`, `TlsClient`; [`Peer::identity`] |
 //! | to limit what strangers may have | [the table](ListenerBuilder#limits), [`MemoryBudget`], [`ReceivedStats`] |
 //! | to stop in good order | [`Server::shutdown`], [`ShutdownReport`], [`Connection::close`] |
+//! | several receivers: one after the other, or all at once | [`Endpoints`], [`ConnectionBuilder::dial_spread`] |
 //! | failed messages | [`ConnectionBuilder::on_failed`], [`ConnectionBuilder::failed_to`] |
 //! | to watch what happens to a connection | [`Connection::events`], [`Stats`] |
 //! | another wire format | [`Prefix`], [`Framing`] |
@@ -111,6 +112,7 @@ mod memory;
 mod pace;
 mod reader;
 mod retry;
+mod route;
 mod sender;
 mod session;
 mod shared_outbox;
@@ -118,6 +120,7 @@ mod sink;
 mod socket;
 #[cfg(feature = "spool")]
 mod spool;
+mod spread;
 mod stats;
 mod stream;
 mod transport;
@@ -154,9 +157,10 @@ pub use shared_outbox::Overflow;
 pub use sink::MessageSink;
 #[cfg(feature = "spool")]
 pub use spool::{Spool, SpoolBuilder, SpoolDamage, SpooledConnection, SpooledFailure};
+pub use spread::Spread;
 pub use stats::{ReceivedStats, Stats};
 pub use stream::{Messages, MessagesHandler, MessagesService, messages};
-pub use transport::{Address, PeerAddress, PeerIdentity};
+pub use transport::{Address, Endpoints, PeerAddress, PeerIdentity};
 #[cfg(feature = "__tls")]
 pub use transport::{TlsClient, TlsServer};
 

@@ -18,7 +18,7 @@ use crate::listener::{ListenerBuilder, Server, ShutdownReport};
 use crate::sender::Receipt;
 use crate::shared_outbox::deadline_in;
 use crate::stats::{ReceivedStats, Stats};
-use crate::transport::Address;
+use crate::transport::{Address, Endpoints};
 
 /// Holds listeners and connections by address. Cheap to clone, and safe to use from any task.
 ///
@@ -111,7 +111,8 @@ impl Manager {
         Ok(address)
     }
 
-    /// Connects to an address with the default settings; tries once. After that the connection keeps itself open.
+    /// Connects to an address with the default settings; tries once. After that the connection keeps itself open. Of
+    /// several [endpoints](Endpoints), the connection is held under the first.
     ///
     /// # Errors
     ///
@@ -122,7 +123,7 @@ impl Manager {
     /// As [`dial_with`](Manager::dial_with).
     pub async fn dial<A>(&self, address: A) -> Result<Connection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
         self.dial_with(ConnectionBuilder::default(), address).await
@@ -142,13 +143,13 @@ impl Manager {
     /// If the future is dropped, there is no connection, and the address can be dialled.
     pub async fn dial_with<A>(&self, builder: ConnectionBuilder<impl Service>, address: A) -> Result<Connection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
-        let address = address.try_into()?;
-        let reservation = self.held.connections.reserve(&address)?;
-        let connection = builder.dial::<&Address>(&address).await?;
-        reservation.open(&address, || connection.clone())?;
+        let endpoints = address.try_into()?;
+        let reservation = self.held.connections.reserve(endpoints.first())?;
+        let connection = builder.dial::<&Endpoints>(&endpoints).await?;
+        reservation.open(endpoints.first(), || connection.clone())?;
         Ok(connection)
     }
 
@@ -163,13 +164,13 @@ impl Manager {
     /// Outside a tokio runtime.
     pub fn dial_lazy_with<A>(&self, builder: ConnectionBuilder<impl Service>, address: A) -> Result<Connection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
-        let address = address.try_into()?;
-        let reservation = self.held.connections.reserve(&address)?;
-        let connection = builder.dial_lazy::<&Address>(&address)?;
-        reservation.open(&address, || connection.clone())?;
+        let endpoints = address.try_into()?;
+        let reservation = self.held.connections.reserve(endpoints.first())?;
+        let connection = builder.dial_lazy::<&Endpoints>(&endpoints)?;
+        reservation.open(endpoints.first(), || connection.clone())?;
         Ok(connection)
     }
 
@@ -187,17 +188,18 @@ impl Manager {
     /// Cancel safe: if the future is dropped before it is ready, the message was not accepted.
     pub async fn send<A>(&self, address: A, message: &[u8]) -> Result<Receipt>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
-        let address = address.try_into()?;
-        let connection = self.held.connections.find(&address).ok_or_else(|| not_open::<Connection>(&address))?;
+        let endpoints = address.try_into()?;
+        let address = endpoints.first();
+        let connection = self.held.connections.find(address).ok_or_else(|| not_open::<Connection>(address))?;
         connection.send(message).await
     }
 
     /// The connection that is held under an address: open, or ended and not yet dialled again or closed.
-    pub fn connection<A: TryInto<Address>>(&self, address: A) -> Option<Connection> {
-        self.held.connections.find(&address.try_into().ok()?)
+    pub fn connection<A: TryInto<Endpoints>>(&self, address: A) -> Option<Connection> {
+        self.held.connections.find(address.try_into().ok()?.first())
     }
 
     /// All connections that are held, in the order of addresses.
@@ -240,10 +242,10 @@ impl Manager {
     /// If the future is dropped after its first poll the close goes on in the background.
     pub async fn close_connection<A>(&self, address: A, deadline: Duration) -> Result<Stats>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
-        let connection = self.held.connections.take(&address.try_into()?)?;
+        let connection = self.held.connections.take(address.try_into()?.first())?;
         connection.close(deadline).await
     }
 

@@ -7,7 +7,9 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 /// How long a dialled connection tries to get its peer back.
 ///
 /// Counted from the loss (or from the beginning, with [`dial_lazy`](crate::ConnectionBuilder::dial_lazy)). A socket that
-/// settles a message, lives as long as the longest pause, or has nothing to send when it is lost, begins the count anew.
+/// settles a message, lives as long as the longest pause, or has nothing to send when it is lost, begins the count anew. Where
+/// there are several [endpoints](crate::Endpoints), one attempt tries each of them; when one is lost, the others are tried once
+/// whatever the policy.
 /// When it runs out, everything in hand fails and the connection is closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -42,6 +44,10 @@ impl Default for Backoff {
     }
 }
 
+/// Before another place is tried instead of one that was lost, a random part of this is waited, or of the shortest pause if
+/// that is less: a crowd that is lost together does not come down on the next place at one moment.
+const FALL_BACK: Duration = Duration::from_millis(100);
+
 /// Longer than anybody waits, and short enough to count with.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -65,6 +71,11 @@ impl Delays {
     pub(crate) fn next(&mut self) -> Duration {
         let full = self.growing.next().unwrap_or(self.backoff.max).min(LONGEST);
         full.mul_f64(self.random.f64())
+    }
+
+    /// Before another place has its turn. The series stays where it is.
+    pub(crate) fn fall_back(&mut self) -> Duration {
+        self.backoff.min.min(FALL_BACK).mul_f64(self.random.f64())
     }
 }
 
@@ -90,6 +101,14 @@ impl Outage {
     /// An attempt failed.
     pub(crate) fn note_attempt(&mut self) {
         self.attempts = self.attempts.saturating_add(1);
+    }
+
+    /// How much longer a round of attempts may take that was begun: whatever the policy says of another.
+    pub(crate) fn left_of_round(&self, retry: Retry, now: Instant) -> Duration {
+        match retry {
+            Retry::For(_) => self.left(retry, now).unwrap_or_default(),
+            _ => Duration::MAX,
+        }
     }
 
     /// How much longer attempts may go on; `None` if no more is to be made.

@@ -50,7 +50,7 @@ pub struct Flushed {
 }
 
 /// Waits for its share of tokio's cooperative budget, so that a loop of sends that are always ready lets others run.
-async fn cooperate() {
+pub(crate) async fn cooperate() {
     thread_local! {
         static SENDS: Cell<u32> = const { Cell::new(0) };
     }

@@ -22,7 +22,7 @@ use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Message};
 use crate::proto::session::SessionError;
 use crate::proto::session::ledger::{Ledger, Offer, Verdict};
 use crate::proto::session::receiving::{Receiving, Turn};
-use crate::proto::session::sending::{Heard, StateLost};
+use crate::proto::session::sending::Heard;
 use crate::proto::session::streams::{Begun, Opened, Outcome, Streams, Terms, Told};
 use crate::proto::session::wire::{Control, Hello, Refuse, RefuseCode, StreamId, handshake_framing};
 use crate::shared_outbox::SharedOutbox;
@@ -529,14 +529,7 @@ impl Dialled {
                 };
                 match result {
                     Ok(Heard::Nothing | Heard::Resolved) => return Flow::Continue,
-                    Ok(Heard::Welcomed { lost }) => {
-                        welcomed = true;
-                        if let Some(lost) = lost {
-                            let StateLost { from, to } = lost;
-                            outbox.tell(Event::ReceiverStateLost { from, to });
-                            tracing::warn!(from, to, "the receiver lost its state: these may be handled twice");
-                        }
-                    }
+                    Ok(Heard::Welcomed { .. }) => welcomed = true,
                     Ok(Heard::Refused(refuse)) => {
                         let Refuse { code, text, .. } = refuse;
                         ended = Some(Ended::Refused { why: text, is_temporary: code.is_temporary() });

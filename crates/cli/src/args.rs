@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use buffstreams::{Address, Framing, Prefix};
+use buffstreams::{Address, Endpoints, Framing, Prefix};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -75,6 +75,7 @@ Examples:
   journalctl -f | buffstreams send collector:5031 --delivery acked --spool outgoing --retry-for 30d
   buffstreams send localhost:5031 unsent.bin --input delimited
   buffstreams send collector:5031 orders.txt --delivery acked --window 1MiB
+  buffstreams send collector:5031,standby:5031 orders.txt --delivery acked --patience 1m
   buffstreams send collector:5031 orders.txt --tls-ca authority.pem
   echo '{\"celsius\": 21.5}' |
     buffstreams send localhost:5031 --proto reading.proto --type plant.Reading --input json")]
@@ -345,8 +346,12 @@ pub(crate) enum FailedAction {
 
 #[derive(Debug, Args)]
 pub(crate) struct SendArguments {
-    /// Where to send: `host:port`, `:port` (this machine), `unix:PATH`
-    pub(crate) address: Address,
+    /// Where to send: `host:port`, `:port` (this machine), `unix:PATH`; or several with commas between
+    ///
+    /// Of several, and of the addresses that a name stands for, the first that answers is used. When it is lost, the others
+    /// are tried at once, in order.
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) endpoints: Endpoints,
 
     /// What to read; `-` is standard input
     #[arg(value_name = "FILE", default_value = "-")]
@@ -369,6 +374,11 @@ pub(crate) struct SendArguments {
     /// With --delivery acked, how much is sent ahead of acknowledgements, if the listener allows as much [default: 4MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     window: Option<usize>,
+
+    /// With --delivery acked and several addresses, how long one that is lost with messages in flight is waited for before
+    /// the next one gets them, too [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    patience: Option<Duration>,
 
     /// With --delivery acked, keep messages in this directory until they are acknowledged, over crashes and restarts
     ///
@@ -580,6 +590,9 @@ impl SendArguments {
         if self.spool.is_none() && self.spool_size.is_some() {
             unusable("send", "--spool-size is for a spool: add --spool DIR");
         }
+        if self.patience.is_some() && matches!(self.delivery, DeliveryLevel::Sent) {
+            unusable("send", "--patience is for what waits to be acknowledged: add --delivery acked");
+        }
         match (self.delivery, self.window) {
             (DeliveryLevel::Sent, None) => Delivery::Sent,
             (DeliveryLevel::Sent, Some(_)) => {
@@ -587,7 +600,7 @@ impl SendArguments {
             }
             (DeliveryLevel::Acked, window) => {
                 self.wire.check_acked("send");
-                Delivery::Acked { window: window.unwrap_or(WINDOW) }
+                Delivery::Acked { window: window.unwrap_or(WINDOW), patience: self.patience.unwrap_or(PATIENCE) }
             }
         }
     }
@@ -607,6 +620,9 @@ fn check_acked(subcommand: &str, prefix: Prefix) {
 
 /// What `send` has in flight unless it is told otherwise, in bytes.
 const WINDOW: usize = 4 << 20;
+
+/// How long `send` waits for a lost listener that has messages in flight, where there is another, unless it is told otherwise.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 const JSON_NEEDS_TYPE: &str = "json needs a message type: add --proto FILE --type pkg.Message";
 
@@ -636,9 +652,10 @@ pub(crate) enum Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
     Sent,
-    /// `window` is in bytes.
+    /// `window` is in bytes; `patience` is with a lost listener, where there is another.
     Acked {
         window: usize,
+        patience: Duration,
     },
 }
 

@@ -36,8 +36,8 @@ impl Line {
         arguments: &SendArguments,
         report: &Report,
     ) -> Result<(Line, u64), Error> {
-        let address = arguments.address.clone();
-        let Some(directory) = &arguments.spool else { return Ok((Line::Memory(builder.dial_lazy(address)?), 0)) };
+        let endpoints = &arguments.endpoints;
+        let Some(directory) = &arguments.spool else { return Ok((Line::Memory(builder.dial_lazy(endpoints)?), 0)) };
         let spool = open_spool(directory, arguments)?;
         report.say(format_args!("spool: {} messages to resume", spool.recovered()));
         let mut damaged = 0;
@@ -45,7 +45,7 @@ impl Line {
             damaged += damage.messages();
             report.error(format_args!("spool {}: {damage}", directory.display()));
         }
-        Ok((Line::Disk(builder.dial_spooled(address, spool)?), damaged))
+        Ok((Line::Disk(builder.dial_spooled(endpoints, spool)?), damaged))
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -31,7 +31,7 @@ const MOST_CLOSING: usize = 1024;
 
 pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Outcome {
     let wanted = arguments.framing();
-    let tls = arguments.tls.client("replay", &arguments.address)?;
+    let tls = arguments.tls.client("replay", std::slice::from_ref(&arguments.address))?;
     let name = arguments.file.display();
     let file = recording::open(&arguments.file)?;
     let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());

@@ -30,7 +30,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     let delivery = arguments.delivery();
     let framing = arguments.framing();
     let format = arguments.input();
-    let tls = arguments.tls.client("send", &arguments.address)?;
+    let tls = arguments.tls.client("send", arguments.endpoints.addresses())?;
     let (source, length) = open(&arguments.file)?;
     if let Some(failed) = &arguments.failed
         && are_the_same(&arguments.file, failed)
@@ -41,7 +41,10 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     let mut signals = Signals::watch()?;
     let mut builder = match delivery {
         Delivery::Sent => Connection::builder(),
-        Delivery::Acked { window } => Connection::builder().delivery(buffstreams::Delivery::Acked).window(window),
+        Delivery::Acked { window, patience } => {
+            let acked = Connection::builder().delivery(buffstreams::Delivery::Acked);
+            acked.window(window).endpoint_patience(patience)
+        }
     };
     if let Some(tls) = tls {
         let client = tls.clone();

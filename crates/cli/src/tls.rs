@@ -50,7 +50,7 @@ pub(crate) struct SendTls {
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
 
-    /// With TLS, the name that the listener's certificate must be for [default: the host of the address]
+    /// With TLS, the name that the listener's certificate must be for [default: the host of its address]
     #[arg(long, value_name = "NAME")]
     tls_name: Option<String>,
 
@@ -66,14 +66,14 @@ pub(crate) struct SendTls {
 }
 
 impl SendTls {
-    pub(crate) fn client(&self, subcommand: &str, address: &Address) -> Result<Option<TlsClient>, Error> {
+    pub(crate) fn client(&self, subcommand: &str, addresses: &[Address]) -> Result<Option<TlsClient>, Error> {
         if !self.tls && self.tls_ca.is_none() {
             if self.tls_name.is_some() || self.tls_cert.is_some() {
                 unusable(subcommand, "--tls-name and --tls-cert are for TLS: add --tls or --tls-ca FILE");
             }
             return Ok(None);
         }
-        if self.tls_name.is_none() && matches!(address, Address::Unix(_)) {
+        if self.tls_name.is_none() && addresses.iter().any(|address| matches!(address, Address::Unix(_))) {
             unusable(subcommand, "a path is no name that a certificate could be for: add --tls-name NAME");
         }
         let mut client = match &self.tls_ca {

@@ -9,7 +9,7 @@ use super::{SharedOutbox, State};
 use crate::proto::framing::Framing;
 use crate::proto::outbox::Outbox;
 use crate::proto::session::SessionError;
-use crate::proto::session::sending::{Heard, Sending};
+use crate::proto::session::sending::{Heard, Sending, StateLost};
 use crate::proto::session::wire::{Control, StreamId};
 
 impl SharedOutbox {
@@ -54,6 +54,10 @@ impl SharedOutbox {
         let State { sending, outbox, .. } = &mut *state;
         let Some(sending) = sending else { return Ok(Heard::Nothing) };
         let heard = sending.control(control, outbox, Instant::now())?;
+        if let Heard::Welcomed { lost: Some(lost) } = heard {
+            let from = state.state_lost.map_or(lost.from, |before| before.from);
+            state.state_lost = Some(StateLost { from, ..lost });
+        }
         if matches!(heard, Heard::Resolved | Heard::Welcomed { .. }) {
             self.announce(&state, true);
             if state.outbox.has_failed() {
@@ -61,6 +65,24 @@ impl SharedOutbox {
             }
         }
         Ok(heard)
+    }
+
+    /// What a receiver has lost, if one has, and nobody was told yet.
+    pub(crate) fn take_state_lost(&self) -> Option<StateLost> {
+        self.lock().state_lost.take()
+    }
+
+    /// How many messages may have been written, and are not acknowledged: the receiver may have these. Not while there is a
+    /// connection.
+    pub(crate) fn unacknowledged(&self) -> u64 {
+        let unacknowledged =
+            |_: &mut Sending, outbox: &mut Outbox| (outbox.last_number() + 1).saturating_sub(outbox.first_number());
+        self.with_sending(unacknowledged).unwrap_or(0)
+    }
+
+    /// Whether the receiver has heard more of the stream than what is on disk can have sent.
+    pub(crate) fn is_overtaken(&self) -> bool {
+        self.with_sending(|_, outbox| outbox.unsent().is_some()).unwrap_or(false)
     }
 
     /// From now on these replies belong to a session, and so many bytes of them may be in flight. `false` if some were

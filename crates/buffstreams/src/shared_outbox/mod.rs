@@ -26,7 +26,7 @@ use crate::events::{self, Event, Events};
 use crate::log::Throttle;
 use crate::proto::framing::Framing;
 use crate::proto::outbox::{FailedMessage, FailedReason, Fate, Outbox, Refusal};
-use crate::proto::session::sending::Sending;
+use crate::proto::session::sending::{Sending, StateLost};
 use crate::proto::session::wire::StreamId;
 use crate::stats::Stats;
 
@@ -114,6 +114,21 @@ pub(crate) struct SharedOutbox {
     peer_stream: OnceLock<Box<(StreamId, Vec<u8>)>>,
     /// Who watches a dialled connection.
     events: OnceLock<broadcast::Sender<Event>>,
+    /// What can be seen of it without the lock, by who has several connections to choose from.
+    seen: Seen,
+}
+
+/// What can be seen of an Outbox without its lock.
+#[derive(Default)]
+struct Seen {
+    /// Bytes that messages take; those in the express lane may not be counted yet.
+    bytes: AtomicUsize,
+    /// There is no socket.
+    is_away: AtomicBool,
+    /// No messages are accepted any more.
+    is_over: AtomicBool,
+    /// Who is told when any of that may make a difference.
+    watcher: OnceLock<Arc<Notify>>,
 }
 
 struct State {
@@ -132,6 +147,8 @@ struct State {
     sending: Option<Box<Sending>>,
     /// Control frames that go before anything else that is to be written.
     to_say: Vec<u8>,
+    /// What a receiver has lost that knows nothing of what was sent before, and nobody has told yet.
+    state_lost: Option<StateLost>,
     /// When something was settled or failed last.
     progressed: Cell<Instant>,
 }
@@ -194,6 +211,7 @@ impl SharedOutbox {
                 next_expiry: None,
                 sending,
                 to_say: Vec::new(),
+                state_lost: None,
                 progressed: Cell::new(Instant::now()),
             }),
             overflow,
@@ -210,6 +228,7 @@ impl SharedOutbox {
             reopen: AtomicBool::new(false),
             peer_stream: OnceLock::new(),
             events: OnceLock::new(),
+            seen: Seen::default(),
         })
     }
 
@@ -304,10 +323,15 @@ impl SharedOutbox {
                 let has_room = outbox.fail_oldest_for(length, Instant::now());
                 self.progress.notify_waiters();
                 if !has_room {
+                    self.congested.store(true, Ordering::Relaxed);
                     return Err(Refusing::Full);
                 }
             }
-            Err(Refusal::Full) => return Err(Refusing::Full),
+            Err(Refusal::Full) => {
+                // Who waits for room anywhere is told when there is some here.
+                self.congested.store(true, Ordering::Relaxed);
+                return Err(Refusing::Full);
+            }
             Err(Refusal::TooLarge) => return Err(Refusing::TooLarge),
         }
         if claim == Claim::Promised {
@@ -320,6 +344,7 @@ impl SharedOutbox {
             self.push_expiring(&mut state, lives, push)
         };
         let (bytes, half) = (state.outbox.bytes(), state.outbox.limit() / 2);
+        self.seen.bytes.store(bytes, Ordering::Relaxed);
         if bytes > half {
             self.congested.store(true, Ordering::Relaxed);
         }
@@ -527,6 +552,9 @@ impl SharedOutbox {
         };
         if later {
             state.phase = to;
+            if !matches!(to, Phase::Open | Phase::Draining) {
+                self.seen.is_over.store(true, Ordering::Relaxed);
+            }
             let waker = state.task.clone();
             drop(state);
             if let Some(waker) = waker {
@@ -535,7 +563,32 @@ impl SharedOutbox {
             self.phase_changed.notify_waiters();
             self.room.notify_waiters();
             self.progress.notify_waiters();
+            self.tell_watcher();
         }
+    }
+
+    /// Whether there is a socket, has changed.
+    pub(crate) fn note_away(&self, is_away: bool) {
+        self.seen.is_away.store(is_away, Ordering::Relaxed);
+        self.tell_watcher();
+    }
+
+    /// From now on this one is told when there is room where there was none, or a socket, or no longer one.
+    pub(crate) fn watch_room(&self, watcher: Arc<Notify>) {
+        let _ = self.seen.watcher.set(watcher);
+    }
+
+    fn tell_watcher(&self) {
+        if let Some(watcher) = self.seen.watcher.get() {
+            watcher.notify_waiters();
+        }
+    }
+
+    /// How bad a choice it is among several that a message could go to: worse without a socket, and then by bytes in hand.
+    /// `None` if it takes no messages.
+    pub(crate) fn burden(&self) -> Option<(bool, usize)> {
+        let Seen { bytes, is_away, is_over, .. } = &self.seen;
+        (!is_over.load(Ordering::Relaxed)).then(|| (is_away.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed)))
     }
 
     /// Asks for another socket.
@@ -617,8 +670,10 @@ impl SharedOutbox {
     fn announce(&self, state: &State, resolved: bool) {
         let bytes = state.outbox.bytes();
         let limit = state.outbox.limit();
+        self.seen.bytes.store(bytes, Ordering::Relaxed);
         if bytes <= limit / 2 && self.is_congested() {
             self.congested.store(false, Ordering::Relaxed);
+            self.tell_watcher();
         }
         // Not at the first byte of room, but when the queue is half empty: then the head is followed by others. Where the
         // oldest make room, failed messages that nobody takes do not stand in the way of new ones.

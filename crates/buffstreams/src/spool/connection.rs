@@ -21,12 +21,15 @@ use crate::proto::session::wire::StreamId;
 use crate::sender::{Flushed, Receipt};
 use crate::shared_outbox::SharedOutbox;
 use crate::stats::{ReceivedStats, Stats};
-use crate::transport::Address;
+use crate::transport::Endpoints;
 
 impl<S: Service> ConnectionBuilder<S> {
     /// Sends what is in the spool and what will be, as one [acknowledged](crate::Delivery::Acked) stream that goes on from
     /// one process to the next. Returns at once; the connection tries to reach its peer as its retry policy says, and
     /// messages wait on disk meanwhile.
+    ///
+    /// Of several [endpoints](Endpoints), each process begins at the first: at which one an earlier process was is not kept, so
+    /// what that had in flight elsewhere may be handled twice.
     ///
     /// A failed message is kept by the spool, and its owner is told after that; a channel only as far as it has room.
     ///
@@ -40,11 +43,11 @@ impl<S: Service> ConnectionBuilder<S> {
     /// Outside a tokio runtime.
     pub fn dial_spooled<A>(self, address: A, spool: Spool) -> Result<SpooledConnection>
     where
-        A: TryInto<Address>,
+        A: TryInto<Endpoints>,
         Error: From<A::Error>,
     {
         let (mut builder, mut spool) = (self, spool);
-        let address = address.try_into()?;
+        let endpoints = address.try_into()?;
         let (ask, memory, overflow) = builder.for_spool()?;
         spool.may_be_sent(ask.framing.max_message_size())?;
         spool.state.starts += 1;
@@ -57,7 +60,7 @@ impl<S: Service> ConnectionBuilder<S> {
             let keeper = Arc::clone(&keeper);
             FailedTo::Spool(Arc::new(move || keeper.look()))
         };
-        let (connection, owner) = builder.start_spooled(Arc::clone(&outbox), address, told)?;
+        let (connection, owner) = builder.start_spooled(Arc::clone(&outbox), endpoints, told)?;
         let thread = {
             let keeper = Arc::clone(&keeper);
             move || keeper.run(&owner)

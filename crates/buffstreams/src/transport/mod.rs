@@ -2,6 +2,7 @@
 //!
 //! The only folder that knows socket options, name resolution and TLS.
 
+pub(crate) mod endpoints;
 mod identity;
 #[cfg(feature = "__tls")]
 mod tls;
@@ -23,6 +24,8 @@ use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
 
+pub use endpoints::Endpoints;
+pub(crate) use endpoints::Place;
 pub use identity::PeerIdentity;
 #[cfg(feature = "__tls")]
 pub use tls::{TlsClient, TlsServer};
@@ -71,6 +74,9 @@ impl FromStr for Address {
                 return Err(invalid("names no path"));
             }
             return Ok(Address::Unix(PathBuf::from(path)));
+        }
+        if text.contains(',') {
+            return Err(invalid("is more than one, and one is wanted"));
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| invalid("has no port"))?;
         let port = port.parse().map_err(|_| invalid("has a port that is not a number from 0 to 65535"))?;
@@ -211,30 +217,23 @@ impl Transport {
         }
     }
 
-    /// Connects, trying every address that the name stands for at this moment.
-    pub(crate) async fn connect(address: &Address, liveness: Liveness) -> Result<(Transport, PeerAddress), Error> {
-        let failed = |error: io::Error| {
-            Error::new(ErrorKind::Connect, format!("cannot connect to {address}: {error}")).because(error)
-        };
-        match address {
-            Address::Tcp { host, port } => {
-                let host = if host.is_empty() { "localhost" } else { host };
-                let stream = TcpStream::connect((host, *port)).await.map_err(failed)?;
-                liveness.apply(&stream).map_err(failed)?;
-                let peer = stream.peer_addr().map_err(failed)?;
+    /// Connects to one place.
+    pub(crate) async fn connect(place: &Place, liveness: Liveness) -> io::Result<(Transport, PeerAddress)> {
+        match place {
+            Place::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                liveness.apply(&stream)?;
+                let peer = stream.peer_addr()?;
                 if stream.local_addr().is_ok_and(|local| local == peer) {
                     // On a port of this machine that nobody listens on, TCP can meet itself.
-                    return Err(failed(io::ErrorKind::ConnectionRefused.into()));
+                    return Err(io::ErrorKind::ConnectionRefused.into());
                 }
                 Ok((Transport::Tcp(stream), PeerAddress::Tcp(peer)))
             }
             #[cfg(unix)]
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(failed)?;
-                Ok((Transport::Unix(stream), PeerAddress::Unix))
-            }
+            Place::Unix(path) => Ok((Transport::Unix(UnixStream::connect(path).await?), PeerAddress::Unix)),
             #[cfg(not(unix))]
-            Address::Unix(_) => Err(failed(io::ErrorKind::Unsupported.into())),
+            Place::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -452,7 +451,8 @@ mod tests {
         let acceptor = Acceptor::bind(&"127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
         let address = acceptor.local_address().expect("it is bound");
         let liveness = Liveness { keepalive: Some(Duration::from_secs(7)), write_stall: Some(Duration::from_secs(9)) };
-        let (dialled, accepted) = tokio::join!(Transport::connect(&address, liveness), acceptor.accept(liveness));
+        let place = Place::all_of(&address).await.expect("it is an address already").remove(0);
+        let (dialled, accepted) = tokio::join!(Transport::connect(&place, liveness), acceptor.accept(liveness));
         let ends = [dialled.expect("it listens").0, accepted.expect("it was dialled").0];
         for end in &ends {
             let Transport::Tcp(stream) = end else { panic!("it is TCP") };

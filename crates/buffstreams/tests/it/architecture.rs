@@ -16,10 +16,11 @@ const FLOORS: &[&[&str]] = &[
     &["socket"],
     &["handshake"],
     &["house"],
-    &["listener", "dialer"],
+    &["listener", "route"],
+    &["dialer"],
     &["async_handler", "blocking_handler", "stream", "sink"],
     &["connection"],
-    &["manager", "spool"],
+    &["manager", "spool", "spread"],
     &["blocking", "typed", "codec"],
 ];
 

@@ -354,12 +354,16 @@ async fn a_copy_that_the_stream_has_overtaken_is_refused_and_stays_so() {
     // As a process that is killed: it has not said goodbye.
     let left = Box::leak(Box::new(connection));
 
+    // One that knows nothing of the stream would take the copy.
+    let other = serve(&recorder).await;
     for round in 0..2 {
         let mut spool = Spool::open(copy.path()).unwrap();
         if round == 0 {
             spool.append(numbered(5)).unwrap();
-            let restored = builder().dial_spooled(server.local_address(), spool).unwrap();
+            let endpoints = [server.local_address(), other.local_address()];
+            let restored = builder().dial_spooled(endpoints, spool).unwrap();
             in_time("it has given up", restored.closed()).await;
+            assert_eq!(other.stats().connected, 0);
             assert!(restored.refusal().unwrap().contains("restored"), "{:?}", restored.refusal());
             assert_eq!(close(restored, DEADLINE).await.in_flight, 5, "nothing is called settled");
         } else {

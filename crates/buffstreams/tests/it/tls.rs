@@ -557,3 +557,22 @@ async fn a_unix_socket_takes_tls_if_a_name_is_given_and_a_brought_stream_takes_n
     let error = authority.client().server_name("no name").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidConfiguration);
 }
+
+#[tokio::test]
+async fn each_of_several_endpoints_must_be_who_its_own_name_says() {
+    let authority = authority();
+    let (wrong, right) = (Recorder::default(), Recorder::default());
+    authority.issue("by-address", &["127.0.0.1"]);
+    let one = serve(authority.server("by-address"), wrong.clone()).await;
+    let two = serve(authority.server("by-address"), right.clone()).await;
+    // The same certificate is good for an address, and not for the name.
+    let endpoints = [format!("localhost:{}", port(one.local_address())), two.local_address().to_string()];
+    let builder = Connection::builder().tls(authority.client());
+    let connection = in_time("the second is accepted", builder.dial(endpoints)).await.unwrap();
+    connection.send(b"x").await.unwrap();
+    right.has(1).await;
+    assert!(wrong.peers().is_empty());
+    let nameless = [Address::from("127.0.0.1:1".parse::<std::net::SocketAddr>().unwrap()), Address::Unix("/x".into())];
+    let error = Connection::builder().tls(authority.client()).dial(nameless).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfiguration, "also of those that come later");
+}

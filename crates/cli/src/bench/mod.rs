@@ -17,6 +17,7 @@ mod table;
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -52,7 +53,7 @@ pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outc
     if arguments.duration.is_zero() {
         unusable("bench", "--duration 0 measures nothing");
     }
-    let tls = arguments.tls.client("bench", &arguments.address)?;
+    let tls = arguments.tls.client("bench", slice::from_ref(&arguments.address))?;
     if let Some(client) = tls.clone() {
         tls::reload_at_hangup(move || client.reload(), report)?;
     }

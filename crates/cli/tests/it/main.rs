@@ -9,6 +9,7 @@ mod acked;
 mod bench;
 mod config;
 mod demo;
+mod endpoints;
 mod fields;
 mod framings;
 mod json;
