@@ -264,8 +264,8 @@ async fn strangers_who_ask_for_windows_and_fill_them_take_no_memory_from_others_
 
     let mut rounds = 0;
     for (stranger, window) in strangers.iter_mut().zip(windows) {
-        let flood = message(&[7; 1_000]).repeat(window / 1_003);
-        let _ = stranger.write_all(&flood).await;
+        say_one(stranger, &server).await;
+        let _ = stranger.write_all(&message(&[7; 1_000]).repeat(window / 1_003)).await;
         for number in 0..20_u64 {
             healthy.send(&number.to_be_bytes().repeat(100)).await.unwrap();
         }
@@ -282,6 +282,7 @@ async fn strangers_who_ask_for_windows_and_fill_them_take_no_memory_from_others_
     assert_eq!(last_word(&mut strangers[1]).await[..3], [REFUSE, 0x80, 0x02], "BUSY");
     // Whoever keeps within it is heard to the end, and ends by what it does wrong on purpose.
     let mut modest = ask(&server, STRANGERS).await.0;
+    say_one(&mut modest, &server).await;
     modest.write_all(&message(&[7; 1_000]).repeat(4)).await.unwrap();
     // A moment in which it is not cut.
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -294,6 +295,7 @@ async fn strangers_who_ask_for_windows_and_fill_them_take_no_memory_from_others_
     until("all are gone", || server.stats().open == 0).await;
     let mut another = ask(&server, STRANGERS + 1).await.0;
     let _one_more = ask(&server, STRANGERS + 2).await;
+    say_one(&mut another, &server).await;
     another.write_all(&message(&[7; 1_000]).repeat(400)).await.unwrap();
     another.write_all(&control(CONFIRM_GOODBYE, &[])).await.unwrap();
     assert_eq!(last_word(&mut another).await[..3], [REFUSE, 0, 5], "PROTOCOL");
@@ -306,6 +308,13 @@ async fn ask(server: &Server, id: u8) -> (TcpStream, usize) {
     let welcome = in_time("it is welcome", hear(&mut stranger)).await.unwrap();
     assert_eq!(welcome[0], WELCOME, "nobody is kept out by those who only ask");
     (stranger, u64::from_be_bytes(welcome[34..42].try_into().unwrap()) as usize)
+}
+
+/// Sends a message, after which the handler takes no more of this stream.
+async fn say_one(stranger: &mut TcpStream, server: &Server) {
+    let before = server.stats().messages;
+    stranger.write_all(&message(b"one")).await.unwrap();
+    until("it is handled", || server.stats().messages > before).await;
 }
 
 /// The last control frame before the end.
