@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument as _;
 
-use crate::dialer::{Answer, Dialer, State};
+use crate::dialer::{Answer, Dialer, State, ToldFailures};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::failed::FailedTo;
 use crate::handler::{Discard, Service};
 use crate::log::Throttle;
 use crate::memory::MemoryBudget;
+use crate::metrics::{Meter, Role, Totals};
 use crate::proto::framing::{Framing, Prefix};
 use crate::proto::outbox::FailedMessage;
 use crate::proto::session::sending::{Ask, Sending};
@@ -76,6 +78,7 @@ struct Settings {
     token: Vec<u8>,
     stall_after: Duration,
     tls: Option<TlsClient>,
+    name: Option<String>,
 }
 
 impl Default for ConnectionBuilder {
@@ -106,6 +109,7 @@ impl Default for Settings {
             token: Vec::new(),
             stall_after: Duration::from_secs(30),
             tls: None,
+            name: None,
         }
     }
 }
@@ -243,6 +247,13 @@ impl<S: Service> ConnectionBuilder<S> {
     #[cfg(feature = "__tls")]
     pub fn tls(mut self, tls: TlsClient) -> Self {
         self.settings.tls = Some(tls);
+        self
+    }
+
+    /// What spans of `tracing` and metrics call the connection. Default: spans tell only whom it dials, and metrics take that
+    /// for its name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.name = Some(name.into());
         self
     }
 
@@ -401,7 +412,7 @@ impl<S: Service> ConnectionBuilder<S> {
                 SharedOutbox::in_session(Sending::new(stream, 0, ask), memory, overflow, expiry)
             }
         };
-        self.start_on(outbox, framing, target, first, answer)
+        self.start_on(outbox, framing, target, first, answer).0
     }
 
     /// What to ask of the listener.
@@ -439,11 +450,12 @@ impl<S: Service> ConnectionBuilder<S> {
         outbox: Arc<SharedOutbox>,
         endpoints: Endpoints,
         told: FailedTo,
-    ) -> Result<(Connection, FailedTo)> {
+    ) -> Result<(Connection, FailedTo, Meter)> {
         let framing = outbox.framing();
         let target = self.target(endpoints)?;
         let owner = std::mem::replace(&mut self.settings.failed_to, told);
-        Ok((self.start_on(outbox, framing, Some(target), None, None), owner))
+        let (connection, meter) = self.start_on(outbox, framing, Some(target), None, None);
+        Ok((connection, owner, meter))
     }
 
     fn start_on(
@@ -453,7 +465,7 @@ impl<S: Service> ConnectionBuilder<S> {
         target: Option<Target>,
         first: Option<Connected>,
         answer: Option<Answer>,
-    ) -> Connection {
+    ) -> (Connection, Meter) {
         let ConnectionBuilder { service, settings } = self;
         let received = Arc::new(Received::default());
         let state = if first.is_some() { State::Connected } else { State::Connecting };
@@ -466,6 +478,23 @@ impl<S: Service> ConnectionBuilder<S> {
             refusal: Arc::clone(&refusal),
             _last: Arc::new(Last(Arc::clone(&outbox))),
         };
+        let address =
+            target.as_ref().map_or_else(|| PeerAddress::Io.to_string(), |target| target.endpoints.to_string());
+        let span = tracing::info_span!(
+            "connection",
+            name = settings.name.as_deref(),
+            peer = address,
+            stream = outbox.with_sending(|sending, _| tracing::field::display(sending.stream())),
+        );
+        let meter = Meter::new(Role::Connection, settings.name.as_deref().unwrap_or(&address), {
+            let (outbox, received) = (Arc::clone(&outbox), Arc::clone(&received));
+            let (states, stall_after) = (connection.states.clone(), settings.stall_after);
+            move || {
+                let sent = outbox.stats();
+                let is_stalled = sent.in_flight > 0 && sent.stalled >= stall_after;
+                Totals { received: received.read(), sent, is_up: *states.borrow() == State::Connected, is_stalled }
+            }
+        });
         let dialer = Dialer {
             target,
             retry: settings.retry,
@@ -490,9 +519,11 @@ impl<S: Service> ConnectionBuilder<S> {
             stall_after: settings.stall_after,
             state,
             refusal,
+            told: Mutex::new(ToldFailures::default()),
+            meter: Mutex::new(Some(meter.clone())),
         };
-        tokio::spawn(dialer.run(first));
-        connection
+        tokio::spawn(dialer.run(first).instrument(span));
+        (connection, meter)
     }
 }
 

@@ -5,18 +5,20 @@
 //! given up is handed to its owner before the task ends.
 
 use std::future::{pending, poll_fn};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument as _;
 
 use crate::events::Event;
 use crate::failed::FailedTo;
 use crate::handler::{Ended, Peer, Service};
 use crate::log::Throttle;
+use crate::metrics::Meter;
 use crate::proto::outbox::FailedReason;
 use crate::proto::session::sending::StateLost;
 use crate::reader::Demands;
@@ -28,7 +30,7 @@ use crate::socket::Socket;
 use crate::stats::Stats;
 use crate::transport::Address;
 
-/// How often, at most, it is looked at whether messages are stalled.
+/// How often, at most, it is looked at whether messages are stalled, and told that some have failed.
 const STALL_GRAIN: Duration = Duration::from_millis(100);
 
 /// Why a connection ended that its user closed.
@@ -65,6 +67,17 @@ pub(crate) struct Dialer<S> {
     pub(crate) refusal: Arc<Mutex<Option<String>>>,
     /// Who waits for the first socket to be of use.
     pub(crate) answer: Mutex<Option<Answer>>,
+    /// What was told of failed messages.
+    pub(crate) told: Mutex<ToldFailures>,
+    /// `None` once its numbers are final.
+    pub(crate) meter: Mutex<Option<Meter>>,
+}
+
+/// How many failed messages were told of, and when last.
+#[derive(Debug, Default)]
+pub(crate) struct ToldFailures {
+    stats: Stats,
+    at: Option<Instant>,
 }
 
 /// Hears how the first round of attempts went: of use, or why not.
@@ -264,19 +277,19 @@ impl<S: Service> Dialer<S> {
             _ => Parted::Lost { was_of_use: is_of_use },
         };
         while leaving.try_join_next().is_some() {}
-        leaving.spawn(socket.leave(ended));
+        leaving.spawn(socket.leave(ended).in_current_span());
         parted
     }
 
     /// Tells whoever waits for the first socket.
     fn answer(&self, answer: Result<(), String>) {
-        let waiting = self.answer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let waiting = lock(&self.answer).take();
         waiting.map(|waiting| waiting.send(answer));
     }
 
     /// Whether somebody waits for the first socket.
     fn is_awaited(&self) -> bool {
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        lock(&self.answer).is_some()
     }
 
     /// An acknowledged stream was granted: tells what that means for what is in flight, and whether it was elsewhere `before`.
@@ -321,7 +334,7 @@ impl<S: Service> Dialer<S> {
     }
 
     fn note_refusal(&self, why: Option<String>) {
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        *lock(&self.refusal) = why;
     }
 
     /// Tries until there is a socket, or the policy says that it is enough.
@@ -399,6 +412,7 @@ impl<S: Service> Dialer<S> {
             Ok(None) => {}
             Err(error) => {
                 self.outbox.note_attempt();
+                self.outbox.note_failed_attempt();
                 tracing::warn!("{error}");
                 route.note_failure(error.to_string());
             }
@@ -441,11 +455,33 @@ impl<S: Service> Dialer<S> {
         }
     }
 
+    /// Tells how many messages have failed since this was told last, unless that is not so long ago. Returns whether all is
+    /// told.
+    fn tell_failures(&self, stats: &Stats, pace: Duration) -> bool {
+        let mut told = lock(&self.told);
+        if told.stats.failed == stats.failed {
+            return true;
+        }
+        if told.at.is_some_and(|at| at.elapsed() < pace) {
+            return false;
+        }
+        for reason in FailedReason::ALL {
+            let count = stats.failed_for(reason) - told.stats.failed_for(reason);
+            if count > 0 {
+                self.outbox.tell(Event::Failed { reason, count });
+            }
+        }
+        *told = ToldFailures { stats: *stats, at: Some(Instant::now()) };
+        true
+    }
+
     /// Hands failed messages over as they come, lets messages expire on time, and tells when they are stalled.
     async fn do_chores(&self, log: &Throttle) -> &'static str {
         let mut is_stalled = false;
         loop {
-            let Stats { in_flight, stalled, .. } = self.outbox.stats();
+            let stats = self.outbox.stats();
+            let has_untold = !self.tell_failures(&stats, STALL_GRAIN);
+            let Stats { in_flight, stalled, .. } = stats;
             if stalled < self.stall_after {
                 is_stalled = false;
             } else if !std::mem::replace(&mut is_stalled, true) {
@@ -455,6 +491,7 @@ impl<S: Service> Dialer<S> {
             if self.failed_to.is_told() {
                 self.failed_to.hand_over_now(&self.outbox, log);
             }
+            let look_again = self.stall_after.saturating_sub(stalled).max(STALL_GRAIN);
             let expiry = self.outbox.expire();
             let expired = async {
                 match expiry {
@@ -467,7 +504,7 @@ impl<S: Service> Dialer<S> {
                 () = self.failed_to.hand_over(&self.outbox, log), if self.outbox.has_failed() && !self.failed_to.is_told() => {}
                 () = self.outbox.chores() => {}
                 () = expired => {}
-                () = tokio::time::sleep(self.stall_after.saturating_sub(stalled).max(STALL_GRAIN)) => {}
+                () = tokio::time::sleep(if has_untold { STALL_GRAIN } else { look_again }) => {}
             }
         }
     }
@@ -477,21 +514,27 @@ fn now() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-/// Ends the connection for its users, also when the task is dropped.
-struct LastWill<'a, S>(&'a Dialer<S>);
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-impl<S> LastWill<'_, S> {
+/// Ends the connection for its users, also when the task is dropped.
+struct LastWill<'a, S: Service>(&'a Dialer<S>);
+
+impl<S: Service> LastWill<'_, S> {
     fn end(&self, why: &'static str, log: &Throttle) {
         let dialer = self.0;
         dialer.outbox.advance_phase(Phase::Ended(why));
         dialer.outbox.fail_all(FailedReason::Closed);
         dialer.failed_to.hand_over_now(&dialer.outbox, log);
+        dialer.tell_failures(&dialer.outbox.stats(), Duration::ZERO);
+        drop(lock(&dialer.meter).take());
         dialer.state.send_replace(State::Closed);
         dialer.outbox.tell(Event::Closed { why });
     }
 }
 
-impl<S> Drop for LastWill<'_, S> {
+impl<S: Service> Drop for LastWill<'_, S> {
     fn drop(&mut self) {
         let log = Throttle::default();
         self.end("its runtime is gone", &log);

@@ -1,13 +1,15 @@
-//! What happens to a dialled connection, to be watched.
+//! What happens to a dialled connection, or to a server's, to be watched. Nothing is done for those whom nobody watches.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
 
+use crate::proto::outbox::FailedReason;
 use crate::transport::{Address, PeerAddress};
 
 /// Events that wait for a watcher who is slow; then the oldest are missed.
-pub(crate) const KEPT: usize = 64;
+const KEPT: usize = 64;
 
 /// Something that happened to a dialled connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +24,12 @@ pub enum Event {
     Lost {
         /// What happened, for people.
         why: String,
+    },
+    /// The acknowledged stream goes on where it was, on another socket. Told before [`Connected`](Event::Connected).
+    Resumed {
+        /// Messages that the receiver had finished, and had not said so before. Of the others, those that it has not
+        /// received are sent again.
+        acknowledged: u64,
     },
     /// The peer refused the acknowledged stream.
     Refused {
@@ -57,6 +65,13 @@ pub enum Event {
         /// Since when none was settled.
         stalled: Duration,
     },
+    /// Messages were given up. Told at most ten times a second, with what has come together by then.
+    Failed {
+        /// Why.
+        reason: FailedReason,
+        /// How many, since this was told last for the same reason.
+        count: u64,
+    },
     /// The connection was closed or has given up. This is the last event.
     Closed {
         /// Why, for people.
@@ -66,18 +81,48 @@ pub enum Event {
     Missed(u64),
 }
 
-/// The events of a connection from now on. Made by [`Connection::events`](crate::Connection::events).
-#[derive(Debug)]
-pub struct Events {
-    receiver: broadcast::Receiver<Event>,
-    is_over: bool,
+/// Something that happened to a connection of a [`Server`](crate::Server).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServerEvent {
+    /// A connection was accepted; over TLS, its handshake is still to come.
+    Opened {
+        /// Who dialled.
+        peer: PeerAddress,
+        /// Its [`Peer::id`](crate::Peer::id).
+        id: u64,
+    },
+    /// A connection has ended, and its last reply is accounted for.
+    Ended {
+        /// Who had dialled.
+        peer: PeerAddress,
+        /// Its [`Peer::id`](crate::Peer::id).
+        id: u64,
+        /// What happened, for people.
+        why: String,
+        /// Whether it counts as [broken](crate::ReceivedStats::broken).
+        is_broken: bool,
+    },
+    /// A connection was not let in.
+    Refused {
+        /// Who dialled.
+        peer: PeerAddress,
+        /// Why, for people.
+        why: String,
+    },
+    /// The server has shut down. This is the last event.
+    Closed,
+    /// So many events were missed here, because this watcher was slow.
+    Missed(u64),
 }
 
+/// The events of a connection from now on. Made by [`Connection::events`](crate::Connection::events).
+#[derive(Debug)]
+pub struct Events(Watcher<Event>);
+
 impl Events {
-    /// `is_over` if nothing happens any more.
-    pub(crate) fn new(receiver: broadcast::Receiver<Event>, is_over: bool) -> Events {
-        let is_over = is_over && receiver.is_empty();
-        Events { receiver, is_over }
+    pub(crate) fn new(watcher: Watcher<Event>) -> Events {
+        Events(watcher)
     }
 
     /// Waits for the next event; `None` after [`Event::Closed`].
@@ -86,15 +131,74 @@ impl Events {
     ///
     /// Cancel safe: no event is lost.
     pub async fn next(&mut self) -> Option<Event> {
+        self.0.next(|event| matches!(event, Event::Closed { .. }), Event::Missed).await
+    }
+}
+
+/// The events of a server from now on. Made by [`Server::events`](crate::Server::events).
+#[derive(Debug)]
+pub struct ServerEvents(Watcher<ServerEvent>);
+
+impl ServerEvents {
+    pub(crate) fn new(watcher: Watcher<ServerEvent>) -> ServerEvents {
+        ServerEvents(watcher)
+    }
+
+    /// Waits for the next event; `None` after [`ServerEvent::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no event is lost.
+    pub async fn next(&mut self) -> Option<ServerEvent> {
+        self.0.next(|event| matches!(event, ServerEvent::Closed), ServerEvent::Missed).await
+    }
+}
+
+/// What may be watched, and may have no watcher.
+#[derive(Debug)]
+pub(crate) struct Watched<E>(OnceLock<broadcast::Sender<E>>);
+
+impl<E> Default for Watched<E> {
+    fn default() -> Self {
+        Watched(OnceLock::new())
+    }
+}
+
+impl<E: Clone> Watched<E> {
+    /// What happens from now on; nothing more if it `is_over`.
+    pub(crate) fn watch(&self, is_over: impl FnOnce() -> bool) -> Watcher<E> {
+        let receiver = self.0.get_or_init(|| broadcast::Sender::new(KEPT)).subscribe();
+        let is_over = is_over() && receiver.is_empty();
+        Watcher { receiver, is_over }
+    }
+
+    /// Tells those who watch; asks what there is to tell only if there is somebody.
+    pub(crate) fn tell(&self, event: impl FnOnce() -> E) {
+        if let Some(watchers) = self.0.get().filter(|watchers| watchers.receiver_count() > 0) {
+            // The last one may have gone meanwhile.
+            let _ = watchers.send(event());
+        }
+    }
+}
+
+/// One who watches.
+#[derive(Debug)]
+pub(crate) struct Watcher<E> {
+    receiver: broadcast::Receiver<E>,
+    is_over: bool,
+}
+
+impl<E: Clone> Watcher<E> {
+    async fn next(&mut self, is_last: impl FnOnce(&E) -> bool, missed: impl FnOnce(u64) -> E) -> Option<E> {
         if self.is_over {
             return None;
         }
         match self.receiver.recv().await {
             Ok(event) => {
-                self.is_over = matches!(event, Event::Closed { .. });
+                self.is_over = is_last(&event);
                 Some(event)
             }
-            Err(broadcast::error::RecvError::Lagged(missed)) => Some(Event::Missed(missed)),
+            Err(broadcast::error::RecvError::Lagged(count)) => Some(missed(count)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
     }

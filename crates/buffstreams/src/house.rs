@@ -13,11 +13,14 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tracing::{Instrument as _, Span};
 
 use crate::door::{Crowd, Full};
+use crate::events::{ServerEvent, Watched};
 use crate::handler::{Ended, Peer, Service};
 use crate::handshake::Handshake;
 use crate::log::Throttle;
+use crate::metrics::{Meter, Role, Totals};
 use crate::proto::outbox::FailedReason;
 use crate::proto::session::streams::Terms;
 use crate::proto::session::wire::takes_sessions;
@@ -26,7 +29,7 @@ use crate::sender::Sender;
 use crate::session::Sessions;
 use crate::shared_outbox::{Phase, SharedOutbox};
 use crate::socket::Socket;
-use crate::stats::{Received, count_both};
+use crate::stats::{Received, Stats, count_both};
 use crate::transport::{PeerAddress, Transport};
 
 /// How long a connection that broke a rule may take to get the replies it is still owed.
@@ -40,13 +43,17 @@ pub(crate) struct House<S> {
     service: Arc<S>,
     demands: Arc<Demands>,
     reply_memory: usize,
-    tenants: Tenants,
+    tenants: Arc<Tenants>,
     /// Who is there, from the accept on.
     crowd: Crowd,
     ended_log: Throttle,
     /// What was in hand where connections were cut.
     unfinished: AtomicUsize,
     unhandled: AtomicU64,
+    events: Arc<Watched<ServerEvent>>,
+    /// What the user calls it.
+    name: Option<String>,
+    meter: Meter,
 }
 
 /// What a shutdown had to cut.
@@ -63,13 +70,16 @@ pub(crate) struct Cut {
 }
 
 impl<S: Service> House<S> {
-    /// `grant` says on which terms, and in how much memory, sessions are granted; `None` if they are not.
+    /// `grant` says on which terms, and in how much memory, sessions are granted; `None` if they are not. `name` is what the
+    /// user calls it, if anything, and `address` where it listens.
     pub(crate) fn new(
         service: S,
         mut demands: Demands,
         reply_memory: usize,
         grant: Option<(Terms, usize)>,
         crowd: Crowd,
+        name: Option<String>,
+        address: &str,
     ) -> House<S> {
         let service = Arc::new(service);
         demands.sessions = match grant {
@@ -80,16 +90,33 @@ impl<S: Service> House<S> {
                 Talk::Answer(Arc::new(Sessions::new(terms, memory, move |stream| keeper.stored(stream))))
             }
         };
+        let tenants = Arc::new(Tenants::default());
+        let meter = Meter::new(Role::Listener, name.as_deref().unwrap_or(address), {
+            let (tenants, received) = (Arc::clone(&tenants), Arc::clone(&demands.received));
+            move || Totals { sent: tenants.replies(&received), received: received.read(), ..Totals::default() }
+        });
         House {
             service,
             demands: Arc::new(demands),
             reply_memory,
-            tenants: Tenants::default(),
+            tenants,
             crowd,
             ended_log: Throttle::default(),
             unfinished: AtomicUsize::new(0),
             unhandled: AtomicU64::new(0),
+            events: Arc::default(),
+            name,
+            meter,
         }
+    }
+
+    /// What happens to its connections.
+    pub(crate) fn events(&self) -> &Arc<Watched<ServerEvent>> {
+        &self.events
+    }
+
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Makes room for a connection, which then must be [served](Self::serve).
@@ -119,10 +146,10 @@ impl<S: Service> House<S> {
         let tenant = Tenants::enter(self, address);
         async move {
             // On the heap, where it does not outlast itself.
-            match Box::pin(handshake.run(io, &tenant.outbox)).await {
+            match Box::pin(handshake.run(io, &tenant.outbox).instrument(tenant.span())).await {
                 Ok(io) => Self::host(tenant, io).await,
                 Err(ended) => {
-                    tenant.leave_before_handler(&ended);
+                    tenant.within(|| tenant.leave(&ended, false));
                     ended
                 }
             }
@@ -133,8 +160,9 @@ impl<S: Service> House<S> {
     fn host(tenant: Tenant<S>, io: Transport) -> impl Future<Output = Ended> {
         async move {
             let Tenant { house, outbox, .. } = &tenant;
-            let mut socket = house.open(io, &tenant);
+            let mut socket = tenant.within(|| house.open(io, &tenant));
             let ended = poll_fn(|cx| {
+                let _entered = tenant.span.as_deref().map(Span::enter);
                 let Some(socket) = &mut socket else { return Poll::Ready(Ended::HandlerPanicked) };
                 match outbox.poll_phase(cx) {
                     Phase::Open => {}
@@ -145,8 +173,8 @@ impl<S: Service> House<S> {
             })
             .await;
             // On the heap, so that an idle connection does not carry the room for its own end.
-            Box::pin(house.part(socket.take(), &ended, outbox)).await;
-            tenant.leave(&ended);
+            Box::pin(house.part(socket.take(), &ended, outbox).instrument(tenant.span())).await;
+            tenant.within(|| tenant.leave(&ended, true));
             ended
         }
     }
@@ -239,7 +267,21 @@ impl Tenants {
         if let Some(phase) = phase {
             outbox.advance_phase(phase);
         }
-        Tenant { house, id, address, outbox, has_left: AtomicBool::new(false) }
+        house.events.tell(|| ServerEvent::Opened { peer: address.clone(), id });
+        let span = {
+            let name = house.name.as_deref();
+            tracing::info_span!("connection", name, peer = %address, id, stream = tracing::field::Empty)
+        };
+        let span = (!span.is_disabled()).then(|| Box::new(span));
+        Tenant { house, id, address, outbox, span, has_left: AtomicBool::new(false) }
+    }
+
+    /// What became of all replies: those of connections that have ended, and of those that are open.
+    fn replies(&self, received: &Received) -> Stats {
+        let open = self.lock();
+        let mut sum = received.replies();
+        open.outboxes.values().for_each(|outbox| sum.add(&outbox.stats()));
+        sum
     }
 
     fn count(&self) -> usize {
@@ -274,35 +316,60 @@ struct Tenant<S> {
     id: u64,
     address: PeerAddress,
     outbox: Arc<SharedOutbox>,
+    /// Where its log lines, and those of its handler, are found; the stream is known later, if there is one. On the heap, so
+    /// that it takes little where nobody wants it.
+    span: Option<Box<Span>>,
     has_left: AtomicBool,
 }
 
 impl<S> Tenant<S> {
-    /// Gives up the replies that are left, and counts and logs the end.
-    fn leave(&self, ended: &Ended) {
+    fn span(&self) -> Span {
+        self.span.as_deref().cloned().unwrap_or_else(Span::none)
+    }
+
+    /// Does something in its span.
+    fn within<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.span {
+            Some(span) => span.in_scope(work),
+            None => work(),
+        }
+    }
+
+    /// Gives up the replies that are left, and counts, logs and tells the end. Where there was no handler yet, nobody else
+    /// tells of it.
+    fn leave(&self, ended: &Ended, has_handler: bool) {
         self.has_left.store(true, Ordering::Relaxed);
         self.outbox.advance_phase(Phase::Ended("its peer is gone"));
         self.outbox.fail_all(FailedReason::Disconnected);
         let replies = self.outbox.stats();
-        let House { demands, ended_log, .. } = &*self.house;
-        demands.received.add_replies(replies);
+        let House { demands, ended_log, tenants, events, crowd, .. } = &*self.house;
         let (peer, unsent) = (&self.address, replies.failed);
-        match broken_by(ended, &demands.received) {
-            Some(reason) => count_both(&demands.received.broken, reason),
-            None if unsent > 0 => _ = demands.received.broken.fetch_add(1, Ordering::Relaxed),
-            None => return tracing::debug!(%peer, "closed: {ended}"),
+        let reason = match broken_by(ended, &demands.received) {
+            None if unsent > 0 => Some(&demands.received.broken_unsent),
+            reason => reason,
+        };
+        match reason {
+            None => tracing::debug!(%peer, "closed: {ended}"),
+            Some(reason) => {
+                count_both(&demands.received.broken, reason);
+                ended_log.warn(|left_out| match has_handler {
+                    true => tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}"),
+                    false => tracing::warn!(%peer, left_out, "connection refused: {ended}"),
+                });
+            }
         }
-        ended_log.warn(|left_out| tracing::warn!(%peer, unsent, left_out, "connection closed: {ended}"));
-    }
-
-    /// The same if there was no handler yet, which could tell of it.
-    fn leave_before_handler(&self, ended: &Ended) {
-        self.has_left.store(true, Ordering::Relaxed);
-        let House { demands, ended_log, .. } = &*self.house;
-        let peer = &self.address;
-        let Some(reason) = broken_by(ended, &demands.received) else { return };
-        count_both(&demands.received.broken, reason);
-        ended_log.warn(|left_out| tracing::warn!(%peer, left_out, "connection refused: {ended}"));
+        let is_broken = reason.is_some();
+        let told = || ServerEvent::Ended { peer: peer.clone(), id: self.id, why: ended.to_string(), is_broken };
+        events.tell(told);
+        demands.received.open.fetch_sub(1, Ordering::Relaxed);
+        crowd.leave(peer);
+        {
+            // Its replies are in one of both sums, and never in none or in two.
+            let mut open = tenants.lock();
+            open.outboxes.remove(&self.id);
+            demands.received.add_replies(&replies);
+        }
+        tenants.left.notify_waiters();
     }
 }
 
@@ -330,11 +397,7 @@ fn broken_by<'r>(ended: &Ended, received: &'r Received) -> Option<&'r AtomicU64>
 impl<S> Drop for Tenant<S> {
     fn drop(&mut self) {
         if !self.has_left.load(Ordering::Relaxed) {
-            self.leave(&Ended::Cut);
+            self.leave(&Ended::Cut, true);
         }
-        self.house.crowd.leave(&self.address);
-        self.house.tenants.lock().outboxes.remove(&self.id);
-        self.house.demands.received.open.fetch_sub(1, Ordering::Relaxed);
-        self.house.tenants.left.notify_waiters();
     }
 }

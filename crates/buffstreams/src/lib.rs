@@ -70,7 +70,8 @@
 //! | to stop in good order | [`Server::shutdown`], [`ShutdownReport`], [`Connection::close`] |
 //! | several receivers: one after the other, or all at once | [`Endpoints`], [`ConnectionBuilder::dial_spread`] |
 //! | failed messages | [`ConnectionBuilder::on_failed`], [`ConnectionBuilder::failed_to`] |
-//! | to watch what happens to a connection | [`Connection::events`], [`Stats`] |
+//! | to watch what happens to a connection, or to those of a server | [`Connection::events`], [`Stats`]; [`Server::events`], [`ReceivedStats`] |
+//! | numbers for Prometheus and its like | the feature `metrics`: `buffstreams::metrics` has the table of names |
 //! | another wire format | [`Prefix`], [`Framing`] |
 //! | listeners and connections by address | [`Manager`] |
 //! | no async runtime of your own | [`blocking`] |
@@ -86,7 +87,10 @@
 //! and nothing else; in a program built with `panic = "abort"` it ends the program, as everywhere.
 //!
 //! Events worth a log line (connected, lost, retried, refused) are `tracing` events, never one per message, and at a bounded
-//! rate where a stranger can provoke them: a burst of 20, then 20 a second, with a count of those left out.
+//! rate where a stranger can provoke them: a burst of 20, then 20 a second, with a count of those left out. The task of a
+//! connection runs in a span of level INFO, so that all that is logged there, by your handlers too, tells which it is:
+//! `connection{name, peer, id, stream}`. The name is given by [`ListenerBuilder::name`] or [`ConnectionBuilder::name`], the id is
+//! [`Peer::id`] (only on the side that listens), and the stream is that of acknowledged messages.
 
 mod proto;
 
@@ -108,6 +112,11 @@ mod listener;
 mod log;
 mod manager;
 mod memory;
+#[cfg(feature = "metrics")]
+pub mod metrics;
+#[cfg(not(feature = "metrics"))]
+#[path = "without_metrics.rs"]
+mod metrics;
 #[cfg_attr(not(feature = "rate-limit"), path = "without_pace.rs")]
 mod pace;
 mod reader;
@@ -135,7 +144,7 @@ pub use blocking_handler::{BlockingHandler, BlockingService, blocking_handler};
 pub use connection::{Connection, ConnectionBuilder, Delivery};
 pub use dialer::State;
 pub use error::{Error, ErrorKind, Refused, Result};
-pub use events::{Event, Events};
+pub use events::{Event, Events, ServerEvent, ServerEvents};
 pub use handler::{
     Discard, Ended, Handler, HandlerError, HandlerResult, Peer, PerConnection, Service, Shared, per_connection,
 };

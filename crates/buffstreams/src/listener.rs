@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::door::{self, Crowd, FromOne, Full};
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::{ServerEvent, ServerEvents, Watched};
 use crate::handler::{Ended, Service};
 use crate::handshake::{Gate, Handshake};
 use crate::house::{Cut, House};
@@ -75,6 +76,7 @@ pub struct ListenerBuilder {
     session_window: usize,
     session_memory: usize,
     tls: Option<TlsServer>,
+    name: Option<String>,
 }
 
 impl Default for ListenerBuilder {
@@ -98,6 +100,7 @@ impl Default for ListenerBuilder {
             session_window: 4 * 1024 * 1024,
             session_memory: 256 * 1024 * 1024,
             tls: None,
+            name: None,
         }
     }
 }
@@ -267,6 +270,12 @@ impl ListenerBuilder {
         self
     }
 
+    /// What spans of `tracing` and metrics call the listener. Default: spans nothing, and metrics the address.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
     /// Listens on an address; see [`Address`] for how one is written.
     ///
     /// # Errors
@@ -307,11 +316,14 @@ impl ListenerBuilder {
             let text = "a stream that is brought is served as it is: bring one that TLS is spoken over already";
             return Err(Error::new(ErrorKind::InvalidConfiguration, text));
         }
-        let crowd = Crowd::unbounded();
-        let house = House::new(service, self.demands(framing), self.reply_memory, self.grant(framing), crowd);
-        let house = Arc::new(house);
+        let house = self.house(service, framing, &PeerAddress::Io.to_string(), Crowd::unbounded());
         house.admit(&PeerAddress::Io).expect("there is room for any number");
         Ok(house.serve(Transport::Io(Box::new(io)), PeerAddress::Io).await)
+    }
+
+    fn house<S: Service>(&self, service: S, framing: Framing, address: &str, crowd: Crowd) -> Arc<House<S>> {
+        let (demands, grant) = (self.demands(framing), self.grant(framing));
+        Arc::new(House::new(service, demands, self.reply_memory, grant, crowd, self.name.clone(), address))
     }
 
     fn demands(&self, framing: Framing) -> Demands {
@@ -425,8 +437,7 @@ impl Listener {
     pub fn spawn<S: Service>(self, service: S) -> Server {
         let Listener { acceptor, address, framing, settings, stopper } = self;
         let crowd = Crowd::new(settings.max_connections, settings.max_connections_per_address);
-        let (demands, grant) = (settings.demands(framing), settings.grant(framing));
-        let house = Arc::new(House::new(service, demands, settings.reply_memory, grant, crowd));
+        let house = settings.house(service, framing, &address.to_string(), crowd);
         let deadline = settings.handshake_deadline.unwrap_or(Duration::MAX);
         let gate = settings.tls.map(|tls| Arc::new(Gate::new(tls, deadline, settings.max_handshakes)));
         let porter =
@@ -435,13 +446,16 @@ impl Listener {
         let watching = stopper.phase.subscribe();
         let (report, reported) = watch::channel(None);
         let received = Arc::clone(house.received());
+        let events = Arc::clone(house.events());
         tokio::spawn(async move {
             let deadline = accept_until_stopped(acceptor, liveness, &porter, watching).await;
             let Cut { cut, blocked, unfinished, unhandled } = house.shut_down(deadline).await;
+            house.meter().publish();
+            house.events().tell(|| ServerEvent::Closed);
             let received = house.received().read();
             let _ = report.send(Some(ShutdownReport { cut, blocked, unfinished, unhandled, received }));
         });
-        Server { address, stopper, reported, received }
+        Server { address, stopper, reported, received, events }
     }
 }
 
@@ -466,6 +480,7 @@ impl<S: Service> Porter<S> {
         let received = house.received();
         let refuse = |reason, why: &dyn fmt::Display| {
             count_both(&received.refused, reason);
+            house.events().tell(|| ServerEvent::Refused { peer: peer.clone(), why: why.to_string() });
             refused_log.warn(|left_out| tracing::warn!(%peer, left_out, "connection refused: {why}"));
         };
         if allowed.as_ref().is_some_and(|allowed| !door::is_in(allowed, &peer)) {
@@ -555,6 +570,7 @@ pub struct Server {
     stopper: Stopper,
     reported: watch::Receiver<Option<ShutdownReport>>,
     received: Arc<Received>,
+    events: Arc<Watched<ServerEvent>>,
 }
 
 impl fmt::Debug for Server {
@@ -572,6 +588,12 @@ impl Server {
     /// What it has received so far.
     pub fn stats(&self) -> ReceivedStats {
         self.received.read()
+    }
+
+    /// What happens to its connections from now on. A slow watcher misses the oldest of more than 64 events, and is told.
+    /// While nobody watches, nothing is done for it.
+    pub fn events(&self) -> ServerEvents {
+        ServerEvents::new(self.events.watch(|| self.has_ended()))
     }
 
     /// Whether it has shut down, or is gone with its runtime.
@@ -703,6 +725,7 @@ mod tests {
             session_window,
             session_memory,
             tls: _,
+            name: _,
         } = Listener::builder();
         assert!(allowed.is_none() && max_message_rate.is_none() && !max_connections_per_address.counts_loopback);
         let from_one = max_connections_per_address.most.expect("a limit");

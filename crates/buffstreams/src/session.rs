@@ -107,6 +107,8 @@ impl Sessions {
         }
         replies.name_peer_stream(stream, token.clone());
         replies.say(|out| out.extend_from_slice(&greeting));
+        // That of the connection, whose task this is.
+        tracing::Span::current().record("stream", tracing::field::display(stream));
         tracing::debug!(%stream, epoch = hello.epoch, "a session was opened");
         Ok(accepted)
     }
@@ -529,7 +531,13 @@ impl Dialled {
                 };
                 match result {
                     Ok(Heard::Nothing | Heard::Resolved) => return Flow::Continue,
-                    Ok(Heard::Welcomed { .. }) => welcomed = true,
+                    Ok(Heard::Welcomed { resumed, .. }) => {
+                        welcomed = true;
+                        if let Some(acknowledged) = resumed {
+                            outbox.tell(Event::Resumed { acknowledged });
+                            tracing::debug!(acknowledged, "the stream goes on where it was");
+                        }
+                    }
                     Ok(Heard::Refused(refuse)) => {
                         let Refuse { code, text, .. } = refuse;
                         ended = Some(Ended::Refused { why: text, is_temporary: code.is_temporary() });

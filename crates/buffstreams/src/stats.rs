@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::proto::outbox::Tally;
+use crate::proto::outbox::{FailedFor, FailedReason, Tally};
 
-/// What became of the messages of one connection, read at one moment under one lock.
+/// What became of the messages of one connection, and of its sockets, read at one moment under one lock.
 ///
 /// Always `recovered + accepted = settled + failed + in_flight`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +28,20 @@ pub struct Stats {
     /// How long nothing was settled or has failed, though messages were in flight; zero while none are. A stream whose
     /// receiver takes messages and finishes none shows here.
     pub stalled: Duration,
+    /// Bytes that sockets took: frames, and what acknowledged streams say beside; before TLS. What was sent again counts
+    /// again.
+    pub written_bytes: u64,
+    /// Sockets that were of use: messages could go. This and the following are of dialled connections.
+    pub connected: u64,
+    /// Sockets that were lost.
+    pub lost: u64,
+    /// Attempts to connect anew that failed.
+    pub failed_attempts: u64,
+    /// How often the peer refused the acknowledged stream.
+    pub refused: u64,
+    /// How often an acknowledged stream went on where it was, after a socket was lost.
+    pub resumed: u64,
+    failed_for: FailedFor,
 }
 
 impl Stats {
@@ -35,13 +49,64 @@ impl Stats {
     pub fn is_conserved(&self) -> bool {
         self.recovered + self.accepted == self.settled + self.failed + self.in_flight
     }
+
+    /// How many of the messages that [failed](Stats::failed) did so for this reason.
+    pub fn failed_for(&self, reason: FailedReason) -> u64 {
+        self.failed_for[reason as usize]
+    }
 }
 
 impl Stats {
-    pub(crate) fn new(tally: Tally, stalled: Duration) -> Stats {
-        let Tally { recovered, accepted, settled, failed, in_flight, in_flight_bytes } = tally;
-        Stats { recovered, accepted, settled, failed, in_flight, in_flight_bytes, stalled }
+    pub(crate) fn new(tally: Tally, stalled: Duration, written_bytes: u64, sockets: Sockets) -> Stats {
+        let Tally { recovered, accepted, settled, failed, failed_for, in_flight, in_flight_bytes } = tally;
+        let Sockets { connected, lost, failed_attempts, refused, resumed } = sockets;
+        Stats {
+            recovered,
+            accepted,
+            settled,
+            failed,
+            in_flight,
+            in_flight_bytes,
+            stalled,
+            written_bytes,
+            connected,
+            lost,
+            failed_attempts,
+            refused,
+            resumed,
+            failed_for,
+        }
     }
+
+    /// Adds the account of another connection; stalled is the one that is so for longer.
+    pub(crate) fn add(&mut self, other: &Stats) {
+        self.recovered += other.recovered;
+        self.accepted += other.accepted;
+        self.settled += other.settled;
+        self.failed += other.failed;
+        self.in_flight += other.in_flight;
+        self.in_flight_bytes += other.in_flight_bytes;
+        self.stalled = self.stalled.max(other.stalled);
+        self.written_bytes += other.written_bytes;
+        self.connected += other.connected;
+        self.lost += other.lost;
+        self.failed_attempts += other.failed_attempts;
+        self.refused += other.refused;
+        self.resumed += other.resumed;
+        for (sum, count) in self.failed_for.iter_mut().zip(other.failed_for) {
+            *sum += count;
+        }
+    }
+}
+
+/// What became of the sockets of a dialled connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sockets {
+    pub(crate) connected: u64,
+    pub(crate) lost: u64,
+    pub(crate) failed_attempts: u64,
+    pub(crate) refused: u64,
+    pub(crate) resumed: u64,
 }
 
 /// Counters that are kept live, and read into a snapshot of the same names.
@@ -59,6 +124,24 @@ macro_rules! counters {
             pub replies: Stats,
         }
 
+        #[cfg(feature = "metrics")]
+        impl $Snapshot {
+            /// Adds what another has seen.
+            pub(crate) fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+                self.replies.add(&other.replies);
+            }
+
+            /// The parts of a total by their reasons: the counters that begin with its name.
+            pub(crate) fn parts(&self, total: &str, each: &mut dyn FnMut(&'static str, u64)) {
+                let counters = [$((stringify!($name), self.$name),)*];
+                for (name, count) in counters {
+                    let part = name.strip_prefix(total).and_then(|part| part.strip_prefix('_'));
+                    part.into_iter().for_each(|reason| each(reason, count));
+                }
+            }
+        }
+
         /// The live counters behind the snapshot.
         #[derive(Debug, Default)]
         pub(crate) struct $Live {
@@ -70,7 +153,7 @@ macro_rules! counters {
             pub(crate) fn read(&self) -> $Snapshot {
                 $Snapshot {
                     $($name: self.$name.load(Ordering::Relaxed),)*
-                    replies: *self.replies.lock().unwrap_or_else(PoisonError::into_inner),
+                    replies: self.replies(),
                 }
             }
         }
@@ -136,6 +219,8 @@ counters! {
     broken_handler,
     /// They were cut at the deadline of a shutdown.
     broken_cut,
+    /// All was well, but replies to them failed.
+    broken_unsent,
     /// The operating system reported an error, as when the peer was killed.
     broken_io,
     /// How often reading, or in acknowledged streams the handler, was made to wait by
@@ -151,15 +236,13 @@ impl Received {
     }
 
     /// Adds the final account of one connection's replies.
-    pub(crate) fn add_replies(&self, stats: Stats) {
-        if stats.accepted == 0 {
-            return;
-        }
-        let mut sum = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
-        sum.accepted += stats.accepted;
-        sum.settled += stats.settled;
-        sum.failed += stats.failed;
-        sum.in_flight += stats.in_flight;
+    pub(crate) fn add_replies(&self, stats: &Stats) {
+        self.replies.lock().unwrap_or_else(PoisonError::into_inner).add(stats);
+    }
+
+    /// The sum of those accounts.
+    pub(crate) fn replies(&self) -> Stats {
+        *self.replies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

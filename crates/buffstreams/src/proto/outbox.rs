@@ -52,6 +52,37 @@ pub enum FailedReason {
     Rejected,
 }
 
+impl FailedReason {
+    /// Every reason.
+    pub const ALL: [FailedReason; 8] = [
+        FailedReason::RetryExhausted,
+        FailedReason::Disconnected,
+        FailedReason::Expired,
+        FailedReason::Overflow,
+        FailedReason::Closed,
+        FailedReason::Refused,
+        FailedReason::OutcomeUnknown,
+        FailedReason::Rejected,
+    ];
+
+    /// What metrics call it, such as `retry_exhausted`.
+    pub fn name(self) -> &'static str {
+        match self {
+            FailedReason::RetryExhausted => "retry_exhausted",
+            FailedReason::Disconnected => "disconnected",
+            FailedReason::Expired => "expired",
+            FailedReason::Overflow => "overflow",
+            FailedReason::Closed => "closed",
+            FailedReason::Refused => "refused",
+            FailedReason::OutcomeUnknown => "outcome_unknown",
+            FailedReason::Rejected => "rejected",
+        }
+    }
+}
+
+/// How many messages have failed for each [reason](FailedReason::ALL).
+pub(crate) type FailedFor = [u64; FailedReason::ALL.len()];
+
 impl std::fmt::Display for FailedReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -103,6 +134,7 @@ pub(crate) struct Tally {
     pub(crate) accepted: u64,
     pub(crate) settled: u64,
     pub(crate) failed: u64,
+    pub(crate) failed_for: FailedFor,
     pub(crate) in_flight: u64,
     pub(crate) in_flight_bytes: usize,
 }
@@ -175,7 +207,8 @@ pub(crate) struct Outbox {
     /// The number of the next message. So many were accepted, unless they come from a spool.
     pub(super) accepted: u64,
     pub(super) settled_count: u64,
-    failed_count: u64,
+    /// `None` as long as none has: most connections never need it.
+    failed_for: Option<Box<FailedFor>>,
     /// What is known beside of chunks that are kept until they are acknowledged; `None` if nothing is.
     pub(super) flight: Option<Box<Flight>>,
     /// Runs of failed numbers, ascending; `forgotten` failures lie before number `known_from`.
@@ -199,7 +232,7 @@ impl Outbox {
             reserved: 0,
             accepted: 0,
             settled_count: 0,
-            failed_count: 0,
+            failed_for: None,
             flight: None,
             runs: VecDeque::new(),
             forgotten: 0,
@@ -545,7 +578,7 @@ impl Outbox {
         self.bytes -= chunk.len();
         let failed = Failed { chunk, reason, rejection, at };
         self.failed_bytes += failed.chunk.len() + failed.overhead();
-        self.failed_count += failed.chunk.count;
+        self.failed_for.get_or_insert_default()[reason as usize] += failed.chunk.count;
         self.remember(failed.chunk.numbers());
         self.failed.push_back(failed);
     }
@@ -668,11 +701,13 @@ impl Outbox {
 
     /// Counters and queue, read together. What is in flight is counted from the queue itself.
     pub(crate) fn tally(&self) -> Tally {
+        let failed_for = self.failed_for.as_deref().copied().unwrap_or_default();
         self.account_spooled(Tally {
             recovered: 0,
             accepted: self.accepted,
             settled: self.settled_count,
-            failed: self.failed_count,
+            failed: failed_for.iter().sum(),
+            failed_for,
             in_flight: self.chunks.iter().map(|chunk| chunk.count).sum::<u64>() + self.tail.count,
             in_flight_bytes: self.bytes,
         })

@@ -54,7 +54,7 @@ impl SharedOutbox {
         let State { sending, outbox, .. } = &mut *state;
         let Some(sending) = sending else { return Ok(Heard::Nothing) };
         let heard = sending.control(control, outbox, Instant::now())?;
-        if let Heard::Welcomed { lost: Some(lost) } = heard {
+        if let Heard::Welcomed { lost: Some(lost), .. } = heard {
             let from = state.state_lost.map_or(lost.from, |before| before.from);
             state.state_lost = Some(StateLost { from, ..lost });
         }

@@ -19,16 +19,16 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::{self, Event, Events};
+use crate::events::{Event, Events, Watched};
 use crate::log::Throttle;
 use crate::proto::framing::Framing;
 use crate::proto::outbox::{FailedMessage, FailedReason, Fate, Outbox, Refusal};
 use crate::proto::session::sending::{Sending, StateLost};
 use crate::proto::session::wire::StreamId;
-use crate::stats::Stats;
+use crate::stats::{Sockets, Stats};
 
 /// Messages with expiries this fraction of their time apart share a chunk, and live as long as the last of them.
 const EXPIRY_GRAIN: u32 = 16;
@@ -113,7 +113,7 @@ pub(crate) struct SharedOutbox {
     /// The acknowledged stream that these replies go back on, and what its sender said of itself.
     peer_stream: OnceLock<Box<(StreamId, Vec<u8>)>>,
     /// Who watches a dialled connection.
-    events: OnceLock<broadcast::Sender<Event>>,
+    events: Watched<Event>,
     /// What can be seen of it without the lock, by who has several connections to choose from.
     seen: Seen,
 }
@@ -151,6 +151,10 @@ struct State {
     state_lost: Option<StateLost>,
     /// When something was settled or failed last.
     progressed: Cell<Instant>,
+    /// Bytes that sockets took.
+    written: u64,
+    /// On the side that dials.
+    sockets: Option<Box<Sockets>>,
 }
 
 impl State {
@@ -213,6 +217,8 @@ impl SharedOutbox {
                 to_say: Vec::new(),
                 state_lost: None,
                 progressed: Cell::new(Instant::now()),
+                written: 0,
+                sockets: (!is_for_replies).then(Box::default),
             }),
             overflow,
             expiry,
@@ -227,7 +233,7 @@ impl SharedOutbox {
             has_failed: AtomicBool::new(false),
             reopen: AtomicBool::new(false),
             peer_stream: OnceLock::new(),
-            events: OnceLock::new(),
+            events: Watched::default(),
             seen: Seen::default(),
         })
     }
@@ -607,16 +613,29 @@ impl SharedOutbox {
 
     /// What happens from now on; nothing more if it `is_over`.
     pub(crate) fn watch(&self, is_over: impl FnOnce() -> bool) -> Events {
-        let watchers = self.events.get_or_init(|| broadcast::Sender::new(events::KEPT));
-        let receiver = watchers.subscribe();
-        Events::new(receiver, is_over())
+        Events::new(self.events.watch(is_over))
     }
 
-    /// Tells those who watch.
+    /// Counts an event, and tells those who watch.
     pub(crate) fn tell(&self, event: Event) {
-        if let Some(watchers) = self.events.get() {
-            // Nobody may watch any more.
-            let _ = watchers.send(event);
+        self.note_sockets(|sockets| match event {
+            Event::Connected { .. } => sockets.connected += 1,
+            Event::Lost { .. } => sockets.lost += 1,
+            Event::Refused { .. } => sockets.refused += 1,
+            Event::Resumed { .. } => sockets.resumed += 1,
+            _ => {}
+        });
+        self.events.tell(|| event);
+    }
+
+    /// An attempt to connect has failed.
+    pub(crate) fn note_failed_attempt(&self) {
+        self.note_sockets(|sockets| sockets.failed_attempts += 1);
+    }
+
+    fn note_sockets(&self, note: impl FnOnce(&mut Sockets)) {
+        if let Some(sockets) = &mut self.lock().sockets {
+            note(sockets);
         }
     }
 
@@ -656,6 +675,7 @@ impl SharedOutbox {
     /// The kernel took this many bytes. If the writer has nothing left, it is given more under the same lock.
     pub(crate) fn wrote(&self, bytes: usize, most: usize, into: &mut VecDeque<Bytes>) {
         let mut state = self.lock();
+        state.written += bytes as u64;
         let settled = state.outbox.wrote(bytes);
         if let Some(sending) = &mut state.sending {
             sending.spoke(Instant::now());
@@ -777,7 +797,8 @@ impl SharedOutbox {
 
     pub(crate) fn stats(&self) -> Stats {
         let state = self.lock();
-        Stats::new(state.outbox.tally(), state.stalled(Instant::now()))
+        let sockets = state.sockets.as_deref().copied().unwrap_or_default();
+        Stats::new(state.outbox.tally(), state.stalled(Instant::now()), state.written, sockets)
     }
 }
 

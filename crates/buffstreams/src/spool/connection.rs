@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Refused, Result};
 use crate::events::Events;
 use crate::failed::FailedTo;
 use crate::handler::Service;
+use crate::metrics::SpoolTotals;
 use crate::proto::session::sending::{EPOCHS, Sending};
 use crate::proto::session::wire::StreamId;
 use crate::sender::{Flushed, Receipt};
@@ -60,10 +61,18 @@ impl<S: Service> ConnectionBuilder<S> {
             let keeper = Arc::clone(&keeper);
             FailedTo::Spool(Arc::new(move || keeper.look()))
         };
-        let (connection, owner) = builder.start_spooled(Arc::clone(&outbox), endpoints, told)?;
+        let (connection, owner, meter) = builder.start_spooled(Arc::clone(&outbox), endpoints, told)?;
+        meter.watch_spool({
+            let keeper = Arc::downgrade(&keeper);
+            move || keeper.upgrade().map_or_else(SpoolTotals::default, |keeper| keeper.totals())
+        });
         let thread = {
             let keeper = Arc::clone(&keeper);
-            move || keeper.run(&owner)
+            move || {
+                keeper.run(&owner);
+                // What was settled last was not known before.
+                drop(meter);
+            }
         };
         std::thread::Builder::new()
             .name("buffstreams-spool".into())

@@ -20,6 +20,7 @@ use super::{Extent, RECORD_COST, Spool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failed::FailedTo;
 use crate::log::Throttle;
+use crate::metrics::SpoolTotals;
 use crate::proto::outbox::{FailedMessage, Rejection};
 use crate::proto::record::{Record, RecordWriter, RefusedRecord, SpoolState};
 use crate::shared_outbox::{Overflow, Phase, SharedOutbox};
@@ -157,6 +158,13 @@ impl Keeper {
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it holds now.
+    pub(super) fn totals(&self) -> SpoolTotals {
+        let inside = self.lock();
+        let bytes = inside.live + inside.gathered.len() as u64;
+        SpoolTotals { bytes, failed: inside.failed, capacity: self.max_bytes }
     }
 
     fn with_store<T>(&self, use_it: impl FnOnce(&Store) -> Result<T>) -> Result<T> {

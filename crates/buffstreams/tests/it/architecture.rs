@@ -9,7 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["proto"],
     &["error", "log", "memory", "pace", "retry", "stats", "without_pace"],
     &["transport", "events", "shared_outbox"],
-    &["sender"],
+    &["metrics", "sender", "without_metrics"],
     &["door", "failed", "handler"],
     &["session"],
     &["reader", "writer"],

@@ -136,7 +136,7 @@ fn a_receiver_that_claims_what_cannot_be_is_not_believed_and_nothing_changes() {
         assert_eq!(dialled.outbox.tally(), before);
     }
     dialled.sending.connect(&mut dialled.outbox, dialled.now).unwrap();
-    assert_eq!(dialled.hear(welcome(2, 2)), Ok(Heard::Welcomed { lost: None }));
+    assert_eq!(dialled.hear(welcome(2, 2)), Ok(Heard::Welcomed { lost: None, resumed: Some(1) }));
     assert_eq!(dialled.outbox.tally().settled, 2);
 }
 
@@ -165,7 +165,7 @@ fn a_receiver_that_lost_its_state_may_acknowledge_again_what_was_and_takes_back_
     dialled.sending.part(&mut dialled.outbox);
     dialled.sending.connect(&mut dialled.outbox, dialled.now).unwrap();
     // It was told that nothing before 4 comes, and a handler still has what came before that.
-    assert!(matches!(dialled.hear(welcome_anew(3, 0)), Ok(Heard::Welcomed { lost: Some(_) })));
+    assert!(matches!(dialled.hear(welcome_anew(3, 0)), Ok(Heard::Welcomed { lost: Some(_), .. })));
     assert_eq!(dialled.hear(Control::Ack(2)), Ok(Heard::Nothing));
     assert_eq!(dialled.hear(Control::Ack(1)), Err(Untrue::TakenBack { number: 1, acked: 2 }.into()));
     assert_eq!((dialled.outbox.tally().settled, dialled.outbox.tally().in_flight), (3, 0));
@@ -206,7 +206,7 @@ fn a_rejected_message_comes_back_with_the_words_of_the_handler_also_when_the_rej
     dialled.sending.connect(&mut dialled.outbox, dialled.now).unwrap();
     assert_eq!(dialled.hear(Control::Reject(2, rejection())), Ok(Heard::Resolved));
     assert_eq!(dialled.hear(Control::Reject(2, rejection())), Ok(Heard::Nothing));
-    assert_eq!(dialled.hear(welcome(3, 3)), Ok(Heard::Welcomed { lost: None }));
+    assert!(matches!(dialled.hear(welcome(3, 3)), Ok(Heard::Welcomed { lost: None, .. })));
     let failed = dialled.outbox.take_failed().expect("it was rejected");
     assert_eq!((failed.number, failed.reason), (1, FailedReason::Rejected));
     assert_eq!((&failed.message[..], failed.rejection), (&b"two"[..], Some(rejection())));
@@ -244,7 +244,7 @@ fn a_receiver_may_stand_before_messages_that_were_rejected_when_its_last_word_is
     dialled.sending.connect(&mut dialled.outbox, dialled.now).unwrap();
     // A receiver that has forgotten the second, and rejects the first.
     dialled.hear(Control::Reject(1, rejection())).unwrap();
-    assert_eq!(dialled.hear(welcome(1, 1)), Ok(Heard::Welcomed { lost: None }));
+    assert!(matches!(dialled.hear(welcome(1, 1)), Ok(Heard::Welcomed { lost: None, .. })));
     let mut buffers = VecDeque::new();
     dialled.outbox.hand(usize::MAX, &mut buffers);
     let mut expected = Vec::new();
@@ -610,7 +610,7 @@ fn a_message_that_was_rejected_before_it_came_from_disk_has_failed_also_when_an_
 fn a_process_that_begins_takes_nothing_as_acknowledged_that_it_has_not_heard() {
     // The fourth to the seventh are damaged on disk, and the handler of an older connection still has them.
     let mut dialled = Dialled::spooled(8, 9);
-    assert_eq!(dialled.hear(welcome(7, 3)), Ok(Heard::Welcomed { lost: None }));
+    assert!(matches!(dialled.hear(welcome(7, 3)), Ok(Heard::Welcomed { lost: None, .. })));
     dialled.feed(&[b"one"]);
     assert_eq!(dialled.write(), frames(&[], &[b"one"]));
     assert_eq!(dialled.hear(Control::Ack(5)), Ok(Heard::Nothing));
@@ -652,7 +652,7 @@ fn a_receiver_is_not_told_to_pass_over_a_rejected_message_before_that_is_on_disk
     dialled.reconnect();
     assert_eq!(dialled.outbox.first_number(), 2, "this process may be the last to know that it was rejected");
     // The receiver was restarted, and knows nothing.
-    assert!(matches!(dialled.hear(welcome_anew(1, 1)), Ok(Heard::Welcomed { lost: Some(_) })));
+    assert!(matches!(dialled.hear(welcome_anew(1, 1)), Ok(Heard::Welcomed { lost: Some(_), .. })));
     assert_eq!(dialled.write(), []);
     dialled.sending.stored(2, &mut dialled.outbox);
     assert_eq!(dialled.write(), frames(&[Control::Skip(3)], &[b"six"]));

@@ -59,6 +59,8 @@ pub(crate) enum Heard {
     /// The session stands, and writing may go on.
     Welcomed {
         lost: Option<StateLost>,
+        /// The stream goes on where it was: so many messages had been finished that this side did not know of.
+        resumed: Option<u64>,
     },
     /// The session is refused, or ended; the code says whether another attempt makes sense.
     Refused(Refuse),
@@ -136,6 +138,11 @@ impl Sending {
         if self.unstored.remove(&number) {
             self.confirms.insert(number);
         }
+    }
+
+    /// What the receiver knows it as.
+    pub(crate) fn stream(&self) -> StreamId {
+        self.stream
     }
 
     /// The epoch of the last connection.
@@ -282,12 +289,14 @@ impl Sending {
         let before = if self.state == Some(welcome.state) { self.committed } else { 0 };
         Self::check_committed(welcome.committed, before)?;
         outbox.resume(welcome.dispatched, usize::try_from(welcome.window).unwrap_or(usize::MAX))?;
+        let settled = outbox.tally().settled;
         self.acked(welcome.committed, before, outbox)?;
         let known = self.state.replace(welcome.state);
         let lost = known.filter(|known| *known != welcome.state).map(|_| StateLost { from, to });
+        let resumed = (known.is_some() && lost.is_none()).then(|| outbox.tally().settled - settled);
         self.phase = Phase::Open;
         self.liveness = self.liveness.map(|liveness| liveness.with_interval(welcome.heartbeat));
-        Ok(Heard::Welcomed { lost })
+        Ok(Heard::Welcomed { lost, resumed })
     }
 
     /// The receiver has finished everything up to here, and had before up to there. Returns whether that is news.

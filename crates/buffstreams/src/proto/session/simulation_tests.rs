@@ -685,7 +685,7 @@ impl World {
                     }
                     match heard {
                         Heard::Nothing | Heard::Resolved => {}
-                        Heard::Welcomed { lost } => {
+                        Heard::Welcomed { lost, .. } => {
                             self.seen.lost += u64::from(lost.is_some());
                             let is_first = sender.spool.as_mut().is_some_and(Spool::is_first_welcome);
                             self.truths[index].is_untold |= is_first;
