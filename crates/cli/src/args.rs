@@ -3,7 +3,9 @@
 //! Parsing is also checking: what leaves this file names a prefix, a maximum and a message type that fit together, or
 //! the program has already ended with exit status 2 and a sentence that says what to write instead.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use buffstreams::{Address, Endpoints, Framing, Prefix};
@@ -61,6 +63,7 @@ Examples:
   buffstreams listen :5031 --echo --output none
   buffstreams listen :5031 --tls-cert server.pem --tls-key server.key --tls-ca senders.pem
   buffstreams listen :5031 --allow 10.0.0.0/8 --max-connections-per-address 20 --idle-deadline 5m
+  buffstreams listen :5031 --output none --metrics localhost:9100
   buffstreams listen :5031 --proto reading.proto --type plant.Reading --output json")]
     Listen(ListenArguments),
 
@@ -149,6 +152,16 @@ Examples:
   buffstreams bench localhost:5031 --duration 30s")]
     Bench(BenchArguments),
 
+    /// Show live what a --metrics address tells: connections, rates, in flight, stalled, refused
+    ///
+    /// `q` ends it. Where standard output is no terminal, or with --once, it prints the numbers once, as text.
+    #[command(after_help = "\
+Examples:
+  buffstreams top localhost:9100
+  buffstreams top collector:9100 --every 5s
+  buffstreams top localhost:9100 --once")]
+    Top(TopArguments),
+
     /// Show the rate over loopback, and that every message arrives intact
     ///
     /// A listener and a sender of protobuf messages in one process. Ends with 0 only if each message arrived, in order
@@ -221,6 +234,12 @@ pub(crate) struct ReceiveArguments {
 
     #[command(flatten)]
     pub(crate) limits: ListenLimits,
+
+    /// Serve what is counted to Prometheus, over HTTP at /metrics
+    ///
+    /// The second line on standard error says where. Port 0 is any free one; without a host it is open to everybody.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) metrics: Option<HostPort>,
 }
 
 #[derive(Debug, Args)]
@@ -401,6 +420,27 @@ pub(crate) struct SendArguments {
 
     #[command(flatten)]
     pub(crate) tls: SendTls,
+
+    /// Serve what is counted to Prometheus, over HTTP at /metrics, for as long as it sends
+    ///
+    /// A line on standard error says where. Port 0 is any free one; without a host it is open to everybody.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) metrics: Option<HostPort>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArguments {
+    /// What `listen` or `send` was given as --metrics, or another program that publishes the library's metrics
+    #[arg(value_name = "METRICS-ADDRESS")]
+    pub(crate) address: HostPort,
+
+    /// How often to ask
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_interval)]
+    pub(crate) every: Duration,
+
+    /// Print the numbers once, and end
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 #[derive(Debug, Args)]
@@ -492,6 +532,35 @@ pub(crate) enum DeliveryLevel {
     Sent,
     /// The listener is done with it, and has said so
     Acked,
+}
+
+/// Where metrics are: a host, or none, and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HostPort {
+    /// Empty for every interface, or for this machine.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl FromStr for HostPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<HostPort, String> {
+        // As it is written in a browser.
+        let text = text.strip_prefix("http://").unwrap_or(text).trim_end_matches("/metrics").trim_end_matches('/');
+        match text.parse::<Address>() {
+            Ok(Address::Tcp { host, port }) => Ok(HostPort { host, port }),
+            Ok(_) => Err("metrics are served over TCP: write host:port, or :port".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HostPort { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
 }
 
 /// The whole command line of the program, for those who describe it.
@@ -745,6 +814,13 @@ fn parse_speed(text: &str) -> Result<Speed, String> {
         .filter(|times| (1e-6..=1e9).contains(times))
         .map(Speed::Times)
         .ok_or_else(|| String::from("write how many times as fast as it came, or max: 1x, 2x, 0.5x"))
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("write how long to wait, such as 1s".to_owned()),
+        interval => Ok(interval),
+    }
 }
 
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {

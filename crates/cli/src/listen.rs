@@ -15,6 +15,7 @@ use buffstreams::{
 use crate::args::{ListenArguments, ReceiveArguments};
 use crate::echo::Echo;
 use crate::limits::Refusals;
+use crate::metrics::Metrics;
 use crate::output::{Batch, Output, Over, Received};
 use crate::progress::{self, Totals};
 use crate::recording::Source;
@@ -40,6 +41,7 @@ pub(crate) async fn receive(
 ) -> Outcome {
     let tls = arguments.tls.server()?;
     let mut signals = Signals::watch()?;
+    let metrics = Metrics::bind(arguments.metrics.as_ref()).await?;
     let mut builder = Listener::builder();
     if let Some(tls) = tls {
         let server = tls.clone();
@@ -56,6 +58,9 @@ pub(crate) async fn receive(
         .bind(arguments.address)
         .await?;
     report.say(format_args!("listening on {}", listener.local_address()));
+    if let Some(metrics) = metrics {
+        metrics.serve(report)?;
+    }
     watch(output, report);
 
     let server = listener.spawn(per_connection({

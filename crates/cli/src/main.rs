@@ -1,4 +1,4 @@
-//! The program `buffstreams`: `listen`, `send`, `tap`, `record`, `bench` and others, on top of the library.
+//! The program `buffstreams`: `listen`, `send`, `tap`, `record`, `bench`, `top` and others, on top of the library.
 //!
 //! Each subcommand has a file; what they share is how messages stand in text and files (`input`, `output`, `schema`), and
 //! what a person or a script is told on standard error (`report`, `progress`).
@@ -17,6 +17,7 @@ mod limits;
 mod line;
 mod listen;
 mod manual;
+mod metrics;
 mod output;
 mod overheard;
 mod pacer;
@@ -32,6 +33,7 @@ mod socket;
 mod spooled;
 mod tap;
 mod tls;
+mod top;
 
 use std::process;
 use std::sync::Arc;
@@ -80,6 +82,7 @@ async fn run(command: Command, report: &Arc<Report>) -> Outcome {
         Command::Export(arguments) => export::run(&arguments, report),
         Command::Failed(arguments) => spooled::run(&arguments, report),
         Command::Bench(arguments) => bench::run(arguments, report).await,
+        Command::Top(arguments) => top::run(arguments, report).await,
         Command::Demo(arguments) => demo::run(arguments, report).await,
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { directory } => manual::run(directory.as_deref()),

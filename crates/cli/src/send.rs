@@ -15,6 +15,7 @@ use crate::args::{Delivery, SendArguments};
 use crate::failed::FailedFile;
 use crate::input::{self, Content, Messages};
 use crate::line::{self, Line};
+use crate::metrics::Metrics;
 use crate::progress::{self, Totals};
 use crate::report::Report;
 use crate::signals::Signals;
@@ -39,6 +40,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     }
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
     let mut signals = Signals::watch()?;
+    let metrics = Metrics::bind(arguments.metrics.as_ref()).await?;
     let mut builder = match delivery {
         Delivery::Sent => Connection::builder(),
         Delivery::Acked { window, patience } => {
@@ -61,6 +63,9 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
             move |failed: FailedMessage| failures.given_up(&failed)
         });
     let (line, damaged) = Line::open(builder, &arguments, report)?;
+    if let Some(metrics) = metrics {
+        metrics.serve(report)?;
+    }
     let bar = watch(&line, length, report);
     let chunks = input::read(bar.wrap_read(source));
     let mut messages = Messages::new(chunks, format, framing.max_message_size(), failures.has_file());

@@ -75,16 +75,32 @@ impl Program {
         environment: &[(&str, &str)],
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> Program {
-        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&ours).unwrap();
-        unlockpt(&ours).unwrap();
-        let name = ptsname(&ours, Vec::new()).unwrap();
-        let theirs = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
-        let ours = Some(Box::new(File::from(ours)) as _);
-        let program = Program::spawn_in(environment, arguments, Stdio::piped(), theirs.into(), ours);
+        let (Terminal { ours }, theirs) = Terminal::open();
+        let program = Program::spawn_in(environment, arguments, Stdio::piped(), theirs.into(), Some(Box::new(ours)));
         program.read_stdout();
         program
+    }
+
+    /// The same, with a terminal of this size for its standard input and output: what it shows is its standard output.
+    pub(crate) fn start_inside(
+        (columns, rows): (u16, u16),
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> (Program, Terminal) {
+        let (terminal, theirs) = Terminal::open();
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&terminal.ours, size).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_buffstreams"))
+            .args(arguments)
+            .stdin(theirs.try_clone().unwrap())
+            .stdout(theirs)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary that cargo built starts");
+        let stdout = Transcript::new(Some(Box::new(terminal.ours.try_clone().unwrap())));
+        let stderr = Transcript::new(child.stderr.take().map(|pipe| Box::new(pipe) as _));
+        stderr.read();
+        stdout.read();
+        (Program { child, stdin: None, stdout, stderr }, terminal)
     }
 
     fn spawn(
@@ -220,6 +236,34 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A terminal of the test's own, as whoever sits before it has it.
+pub(crate) struct Terminal {
+    ours: File,
+}
+
+impl Terminal {
+    pub(crate) fn type_in(&mut self, keys: &[u8]) {
+        self.ours.write_all(keys).unwrap();
+    }
+
+    /// Whether it gathers lines, as a shell leaves it to its programs, and not single keys.
+    pub(crate) fn gathers_lines(&self) -> bool {
+        use rustix::termios::{LocalModes, tcgetattr};
+        tcgetattr(&self.ours).unwrap().local_modes.contains(LocalModes::ICANON | LocalModes::ECHO)
+    }
+
+    /// With the end that a program has.
+    fn open() -> (Terminal, File) {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&ours).unwrap();
+        unlockpt(&ours).unwrap();
+        let name = ptsname(&ours, Vec::new()).unwrap();
+        let theirs = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        (Terminal { ours: File::from(ours) }, theirs)
     }
 }
 

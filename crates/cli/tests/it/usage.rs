@@ -130,6 +130,10 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         (&["replay", "monday.rec"], "<ADDRESS>"),
         (&["replay", "monday.rec", ":1", "--speed", "0"], "0.5x"),
         (&["export", "monday.rec", "--output", "json"], "--type"),
+        (&["listen", ":0", "--metrics", "9100"], "host:port"),
+        (&["send", ":1", "--metrics", "unix:socket"], "host:port"),
+        (&["top"], "<METRICS-ADDRESS>"),
+        (&["top", ":9100", "--every", "0"], "1s"),
         (&["demo", "--seconds", "0"], "0"),
         (&["completions", "cmd"], "bash"),
     ];
