@@ -41,7 +41,7 @@
 //!
 //! Always `recovered + accepted = settled + failed + left + in flight`. A `reason` of a message is one of
 //! [`FailedReason::name`](crate::FailedReason::name); that of a connection is what follows `refused_` or `broken_` in the
-//! counters of [`ReceivedStats`](crate::ReceivedStats).
+//! counters of [`ReceivedStats`].
 //!
 //! [`ListenerBuilder::name`]: crate::ListenerBuilder::name
 //! [`ConnectionBuilder::name`]: crate::ConnectionBuilder::name
