@@ -18,6 +18,7 @@ mod listen;
 mod manual;
 mod metrics;
 mod program;
+mod readme;
 mod reconnect;
 mod record;
 mod send;
