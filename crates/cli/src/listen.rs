@@ -3,6 +3,7 @@
 //! A message of an acknowledged stream is finished once its batch is written. One for which `--count` has left no place
 //! is never finished, so that its sender keeps it for another listener.
 
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -29,15 +30,16 @@ const LAST_WORK: Duration = Duration::from_secs(5);
 pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Outcome {
     let framing = arguments.receive.framing("listen");
     let output = Output::new(arguments.output(), arguments.receive.count, Arc::clone(report))?;
-    receive(arguments.receive, framing, &output, report).await
+    receive(arguments.receive, framing, &output, report, || Ok(())).await
 }
 
-/// Puts what arrives into `output`, until there is a reason not to.
+/// Puts what arrives into `output`, until there is a reason not to. `begin` is called when it listens, before anything arrives.
 pub(crate) async fn receive(
     arguments: ReceiveArguments,
     framing: Framing,
     output: &Arc<Output>,
     report: &Arc<Report>,
+    begin: impl FnOnce() -> io::Result<()>,
 ) -> Outcome {
     let tls = arguments.tls.server()?;
     let mut signals = Signals::watch()?;
@@ -57,6 +59,7 @@ pub(crate) async fn receive(
         .sessions(!arguments.no_sessions)
         .bind(arguments.address)
         .await?;
+    begin()?;
     report.say(format_args!("listening on {}", listener.local_address()));
     if let Some(metrics) = metrics {
         metrics.serve(report)?;

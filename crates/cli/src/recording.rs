@@ -293,19 +293,19 @@ pub(crate) fn say_torn<R: Read>(recording: &Recording<R>, name: &dyn fmt::Displa
     }
 }
 
-/// Opens a file for a new recording.
+/// Opens a file for a new recording, and says whether it was not there before. What is in it stays for now.
 ///
 /// # Errors
 ///
 /// There is a file of this name, unless it may be replaced; or it cannot be created.
-pub(crate) fn create(path: &Path, may_replace: bool) -> io::Result<File> {
-    let mut options = File::options();
-    options.write(true);
-    match may_replace {
-        true => options.create(true).truncate(true),
-        false => options.create_new(true),
+pub(crate) fn create(path: &Path, may_replace: bool) -> io::Result<(File, bool)> {
+    let opened = match File::options().write(true).create_new(true).open(path) {
+        Err(error) if may_replace && error.kind() == io::ErrorKind::AlreadyExists => {
+            File::options().write(true).open(path).map(|file| (file, false))
+        }
+        created => created.map(|file| (file, true)),
     };
-    options.open(path).map_err(|error| match error.kind() {
+    opened.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
             let text = format!("{}: the file exists; name another one, or replace it with --force", path.display());
             io::Error::new(error.kind(), text)

@@ -180,6 +180,10 @@ fn a_file_that_exists_is_not_replaced_unless_that_is_asked_for() {
     let ended = Program::run(["record", &address, &other], b"");
     assert_eq!(ended.code(), Some(1));
     assert!(!fs::exists(&other).unwrap());
+    // Nor does it take away what was there.
+    let ended = Program::run(["record", &address, &file, "--force"], b"");
+    assert_eq!(ended.code(), Some(1));
+    assert!(!fs::read(&file).unwrap().is_empty());
     drop(listener);
 }
 
