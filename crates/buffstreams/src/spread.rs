@@ -215,14 +215,7 @@ impl Spread {
     pub fn stats(&self) -> Stats {
         let mut all = Stats::default();
         for connection in &*self.connections {
-            let stats = connection.stats();
-            all.recovered += stats.recovered;
-            all.accepted += stats.accepted;
-            all.settled += stats.settled;
-            all.failed += stats.failed;
-            all.in_flight += stats.in_flight;
-            all.in_flight_bytes += stats.in_flight_bytes;
-            all.stalled = all.stalled.max(stats.stalled);
+            all.add(&connection.stats());
         }
         all
     }

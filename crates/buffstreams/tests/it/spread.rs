@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use buffstreams::{
-    Backoff, Bytes, Connection, ConnectionBuilder, Delivery, ErrorKind, FailedMessage, Listener, Overflow, Peer,
-    Prefix, Retry, Server, Service, State, async_handler,
+    Backoff, Bytes, Connection, ConnectionBuilder, Delivery, ErrorKind, FailedMessage, FailedReason, Listener,
+    Overflow, Peer, Prefix, Retry, Server, Service, State, async_handler,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -255,6 +255,8 @@ async fn of_one_that_dies_every_message_is_accounted_for_and_the_others_go_on() 
     let stats = spread.stats();
     assert!(stats.is_conserved() && stats.in_flight == 0 && flushed.failed > 0, "{stats:?}");
     assert_eq!((stats.accepted, stats.settled, stats.failed), (MESSAGES, flushed.settled, flushed.failed));
+    assert_eq!(FailedReason::ALL.iter().map(|reason| stats.failed_for(*reason)).sum::<u64>(), stats.failed);
+    assert!(stats.connected >= 2 && stats.lost > 0 && stats.written_bytes > 0, "{stats:?}");
     let mut all: BTreeSet<u64> = valves.iter().flat_map(Valve::numbers).collect();
     for _ in 0..flushed.failed {
         let FailedMessage { message, .. } = in_time("a failed one", failed.recv()).await.unwrap();
