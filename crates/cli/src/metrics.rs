@@ -108,9 +108,9 @@ async fn accept(listener: TcpListener, numbers: Arc<Numbers>) {
                 async { Ok::<_, Infallible>(response) }
             });
             let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 * 1024);
-            // Whoever does not speak HTTP is no matter of the messages.
-            let _ = http.serve_connection(TokioIo::new(stream), answer).await;
+            http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(16 * 1024).keep_alive(false);
+            // Whoever does not speak HTTP, or does not read, is no matter of the messages.
+            let _ = tokio::time::timeout(PATIENCE, http.serve_connection(TokioIo::new(stream), answer)).await;
             drop(place);
         });
     }

@@ -182,3 +182,20 @@ fn an_address_that_is_taken_ends_with_1_and_is_named() {
         assert!(ended.last_line().starts_with(&format!("error: --metrics {address}: ")), "{}", ended.stderr);
     }
 }
+
+#[test]
+fn who_asks_and_never_reads_keeps_nobody_out() {
+    let (listen, _) = Program::listen(&["--output", "none", "--metrics", "127.0.0.1:0"]);
+    let address = metrics_of(&listen);
+    let strangers: Vec<_> = (0..64)
+        .map(|_| {
+            let mut stranger = wire::connect(&address);
+            // It may have been closed behind the first answer.
+            let _ = stranger.write_all(&b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n".repeat(1_000));
+            stranger
+        })
+        .collect();
+    let (head, body) = get(&address, "GET /metrics HTTP/1.1");
+    assert!(head.starts_with("HTTP/1.1 200") && body.contains("buffstreams_connections_open{"), "{head}");
+    drop(strangers);
+}
