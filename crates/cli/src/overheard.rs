@@ -67,7 +67,7 @@ impl Tap {
         if new.is_none() || known.said != new {
             known.said = new;
             drop(known);
-            self.report.say(guess);
+            self.report.note(guess);
         }
     }
 }
@@ -234,7 +234,7 @@ impl Overheard {
         }
         if there.starts_with(PREFACE) {
             if !std::mem::replace(&mut self.tap.known().has_said_session, true) {
-                self.tap.report.say("framing: a session of BuffStreams (sure: it began with the preface)");
+                self.tap.report.note("framing: a session of BuffStreams (sure: it began with the preface)");
             }
             // What plain connections speak does not matter in it.
             return self.decode(Framing::default());
@@ -278,7 +278,7 @@ impl Overheard {
                 backlog.has_said_unknown = true;
                 self.tap
                     .report
-                    .say(format_args!("framing unknown after {total} bytes, more may tell; or say --framing NAME"));
+                    .note(format_args!("framing unknown after {total} bytes, more may tell; or say --framing NAME"));
             }
             _ => {}
         }
@@ -287,7 +287,7 @@ impl Overheard {
     fn pass_tls(&mut self) {
         self.state = State::Passing;
         if !std::mem::replace(&mut self.tap.known().has_said_tls, true) {
-            self.tap.report.say(format_args!("TLS from {}: it is passed through, and cannot be decoded", self.peer));
+            self.tap.report.note(format_args!("TLS from {}: it is passed through, and cannot be decoded", self.peer));
         }
     }
 
@@ -357,10 +357,14 @@ fn is_tls(bytes: &[u8]) -> Option<bool> {
     // The kind of record, a version that no client leaves, a length that no record exceeds, and ClientHello.
     let is_well =
         [|byte| byte == 22, |byte| byte == 3, |byte| byte <= 4, |byte| byte <= 0x40, |_| true, |byte: u8| byte == 1];
-    match bytes.iter().zip(is_well).all(|(byte, is_well)| is_well(*byte)) {
-        false => Some(false),
-        true => (bytes.len() >= is_well.len()).then_some(true),
+    if !bytes.iter().zip(is_well).all(|(byte, is_well)| is_well(*byte)) {
+        return Some(false);
     }
+    // It says its length twice, and an old version for old servers: messages that begin like this are no accident.
+    let &[_, _, _, r1, r0, _, h2, h1, h0, 3, 3, ..] = bytes else {
+        return (bytes.len() >= 11).then_some(false);
+    };
+    Some(u32::from_be_bytes([0, 0, r1, r0]) == u32::from_be_bytes([0, h2, h1, h0]) + 4)
 }
 
 #[cfg(test)]
@@ -368,16 +372,18 @@ mod tests {
     use super::is_tls;
 
     #[test]
-    fn a_client_hello_is_known_by_its_sixth_byte_and_nothing_else_is_one() {
-        let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252];
-        for length in 0..hello.len() {
-            assert_eq!(is_tls(&hello[..length]), (length >= 6).then_some(true));
+    fn a_client_hello_is_known_by_its_first_bytes_and_nothing_else_is_one() {
+        let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
+        for length in 0..=hello.len() {
+            assert_eq!(is_tls(&hello[..length]), (length >= 11).then_some(true));
         }
-        for (at, byte) in [(0, 23), (1, 2), (2, 5), (3, 0x41), (5, 2)] {
+        for (at, byte) in [(0, 23), (1, 2), (2, 5), (3, 0x41), (4, 1), (5, 2), (8, 253), (9, 2), (10, 4)] {
             let mut other = hello;
             other[at] = byte;
             assert_eq!(is_tls(&other), Some(false), "{byte} at {at}");
-            assert_eq!(is_tls(&other[..=at]), Some(false), "{byte} at {at}");
+            if [0, 1, 2, 3, 5].contains(&at) {
+                assert_eq!(is_tls(&other[..=at]), Some(false), "{byte} at {at}, at once");
+            }
         }
     }
 }

@@ -73,6 +73,11 @@ impl Report {
         self.limited("error", &error);
     }
 
+    /// Writes something that a stranger can bring about, or counts it as left out.
+    pub(crate) fn note(&self, line: impl fmt::Display) {
+        self.limited("", &line);
+    }
+
     fn limited(&self, word: &str, text: &dyn fmt::Display) {
         let now = Instant::now();
         let admission = self.limiter().admit(now);
@@ -83,7 +88,9 @@ impl Report {
         let mut lines = String::new();
         put_left_out(left_out, &mut lines);
         lines.push_str(word);
-        lines.push_str(": ");
+        if !word.is_empty() {
+            lines.push_str(": ");
+        }
         put_escaped(&text.to_string(), &mut lines);
         lines.push('\n');
         self.write(lines);

@@ -436,3 +436,20 @@ fn unix_sockets_work_on_both_sides() {
     assert_eq!(stop(tap).stdout, b"> over\n< and out\n");
     assert!(!near.exists(), "the socket file is removed");
 }
+
+#[test]
+fn what_strangers_say_is_no_flood_of_lines() {
+    let (listener, target) = wire::bind();
+    let (tap, address) = tap(&target, &[]);
+    for number in 0..300 {
+        let mut stranger = wire::connect(&address);
+        let mut other = wire::accept(&listener);
+        let noise: Vec<u8> = (0..40_u32).map(|at| (at * 97 + number * 31 + 0x80) as u8 | 0x80).collect();
+        stranger.write_all(&noise).unwrap();
+        drop(stranger);
+        assert_eq!(read_exactly(&mut other, noise.len()), noise);
+    }
+    let ended = stop(tap);
+    let lines = ended.stderr.lines().count();
+    assert!(lines < 250 && ended.stderr.contains("framing unknown"), "{lines} lines: {}", ended.stderr);
+}
