@@ -30,15 +30,15 @@ pub(crate) struct ListenLimits {
     max_handshakes: Option<usize>,
 
     /// How long a handshake may take, of TLS or of an acknowledged stream; `none` for ever [default: 10s]
-    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_duration))]
+    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_time))]
     handshake_deadline: Option<Limit<Duration>>,
 
     /// How long a message may take from its first byte to its last; `none` for ever [default: 30s]
-    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_duration))]
+    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_time))]
     frame_deadline: Option<Limit<Duration>>,
 
     /// How long a connection may send nothing [default: none]
-    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_duration))]
+    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_time))]
     idle_deadline: Option<Limit<Duration>>,
 
     /// How much unfinished messages of all connections may take [default: 1GiB]
@@ -56,6 +56,18 @@ pub(crate) struct ListenLimits {
     /// How many messages of one connection are taken in a second; further ones wait [default: none]
     #[arg(long, value_name = "N", value_parser = lifted(parse_rate))]
     max_message_rate: Option<Limit<NonZeroU32>>,
+
+    /// How much may wait to be sent back to one connection, with --echo [default: 1MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    reply_memory: Option<usize>,
+
+    /// How long a peer may vanish, or refuse to read, while it is owed something; `none` for the system's time [default: 120s]
+    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_time))]
+    write_stall: Option<Limit<Duration>>,
+
+    /// After how long a silence the system asks whether the peer is still there; `none` for never [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = lifted(parse_time))]
+    keepalive: Option<Limit<Duration>>,
 }
 
 /// A limit that may be none.
@@ -98,6 +110,15 @@ impl ListenLimits {
         if let Some(Limit(rate)) = self.max_message_rate {
             builder = builder.max_message_rate(rate);
         }
+        if let Some(bytes) = self.reply_memory {
+            builder = builder.reply_memory(bytes);
+        }
+        if let Some(Limit(allowed)) = self.write_stall {
+            builder = builder.write_stall(allowed);
+        }
+        if let Some(Limit(after)) = self.keepalive {
+            builder = builder.keepalive(after);
+        }
         builder
     }
 }
@@ -139,6 +160,13 @@ where
     move |text| match text {
         "none" => Ok(Limit(None)),
         _ => parse(text).map(|limit| Limit(Some(limit))).map_err(|why| format!("{why}; or none")),
+    }
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("no time at all would let nobody in: write how long, such as 30s".to_owned()),
+        time => Ok(time),
     }
 }
 
