@@ -71,6 +71,9 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
         end => end,
     };
     replay.close().await;
+    if matches!(end, End::PeerAway | End::Failed(_)) {
+        leave_out(&mut recording, &failures);
+    }
     report.finish();
     report.say_left_out();
     recording::say_torn(&recording, &name, report);
@@ -88,6 +91,15 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
     report.say(format_args!("accepted {accepted}, settled {}, failed {failed}", stats.settled));
     let all_well = failed == 0 && matches!(end, End::InputUsedUp);
     Ok(if all_well { Status::Success } else { Status::Failure })
+}
+
+/// What was not sent any more has failed, too: whoever goes on from there has it in the file of failed messages.
+fn leave_out<R: Read>(recording: &mut Recording<R>, failures: &Failures) {
+    while let Ok(Some(event)) = recording.next() {
+        if let Event::Received { message, .. } = event {
+            failures.refused(&message, &"it was not sent any more");
+        }
+    }
 }
 
 /// A recording on its way.
