@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::log::Throttle;
 use crate::proto::outbox::FailedMessage;
+use crate::proto::session::wire::printable;
 use crate::shared_outbox::SharedOutbox;
 
 /// The owner of messages that were given up.
@@ -113,7 +114,7 @@ fn log_failed(outbox: &SharedOutbox, log: &Throttle) {
     if let Some(failed) = outbox.take_failed() {
         let FailedMessage { number, message, reason, rejection, attempts, age } = failed;
         let bytes = message.len();
-        let said = rejection.map(|rejection| rejection.text);
+        let said = rejection.map(|rejection| printable(&rejection.text));
         log.warn(|left_out| tracing::warn!(number, bytes, attempts, ?age, said, left_out, "message failed: {reason}"));
     }
 }

@@ -24,7 +24,7 @@ use crate::proto::session::ledger::{Ledger, Offer, Verdict};
 use crate::proto::session::receiving::{Receiving, Turn};
 use crate::proto::session::sending::Heard;
 use crate::proto::session::streams::{Begun, Opened, Outcome, Streams, Terms, Told};
-use crate::proto::session::wire::{Control, Hello, Refuse, RefuseCode, StreamId, handshake_framing};
+use crate::proto::session::wire::{Control, Hello, Refuse, RefuseCode, StreamId, handshake_framing, printable};
 use crate::shared_outbox::SharedOutbox;
 use crate::transport::PeerIdentity;
 
@@ -540,7 +540,7 @@ impl Dialled {
                     }
                     Ok(Heard::Refused(refuse)) => {
                         let Refuse { code, text, .. } = refuse;
-                        ended = Some(Ended::Refused { why: text, is_temporary: code.is_temporary() });
+                        ended = Some(Ended::Refused { why: printable(&text), is_temporary: code.is_temporary() });
                     }
                     Ok(Heard::Draining) => {
                         outbox.tell(Event::Draining);

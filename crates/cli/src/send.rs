@@ -143,7 +143,9 @@ impl End {
             (End::Interrupted, _) => Some("interrupted; the input was read no further".to_owned()),
             (End::InputUsedUp | End::PeerAway, Some(why)) => Some(format!("--delivery acked was refused: {why}")),
             (End::InputUsedUp, None) => None,
-            (End::PeerAway, None) => Some("the peer was away for longer than --retry-for allows".to_owned()),
+            (End::PeerAway, None) => {
+                Some("the peer was away for longer than --retry-for allows; the warnings say what was tried".to_owned())
+            }
         }
     }
 }

@@ -646,10 +646,12 @@ impl fmt::Display for FrameError {
                     PrefixFault::NotShortest => "fewer bytes could say the same",
                     PrefixFault::Padding => "the padding behind a length is of zero bytes",
                 };
-                write!(
-                    f,
-                    "malformed prefix {seen}: {fault} (lengths are from 0 to {max}; do both sides use the same framing and maximum?)"
-                )
+                write!(f, "malformed prefix {seen}: {fault} (lengths are from 0 to {max}; ")?;
+                // Records of a handshake, and alerts, of any version.
+                f.write_str(match &seen.bytes[..usize::from(seen.length)] {
+                    [0x15 | 0x16, 3, ..] => "this looks like TLS, which the other side speaks and this one does not)",
+                    _ => "do both sides use the same framing and maximum?)",
+                })
             }
             FrameError::Truncated { got, want } => {
                 write!(f, "the stream ended {got} bytes into a message of {want}")

@@ -381,6 +381,11 @@ fn millis(time: Duration) -> u32 {
     time.as_millis().clamp(u128::from(HEARTBEATS.0), u128::from(HEARTBEATS.1)) as u32
 }
 
+/// A peer's text as it may stand in a log: what controls a terminal is replaced.
+pub(crate) fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
 /// As much of a text as is sent.
 pub(crate) fn shortened(text: &str) -> &str {
     let mut end = text.len().min(LONGEST_TEXT);

@@ -36,11 +36,20 @@ fn alert_words(alert: AlertDescription) -> String {
     format!("the peer refused the handshake: {what} ({alert:?})")
 }
 
+/// A name without what it is called in the code, as in `DnsName("localhost")`.
+fn bare(name: &str) -> &str {
+    name.split_once('(').map_or(name, |(_, rest)| rest.trim_end_matches(')').trim_matches('"'))
+}
+
 /// What is wrong with a certificate, to follow "the certificate".
 fn fault(error: &CertificateError) -> String {
     match error {
         CertificateError::NotValidForNameContext { expected, presented } => {
-            let presented = if presented.is_empty() { "no name".into() } else { presented.join(", ") };
+            let presented = if presented.is_empty() {
+                "no name".into()
+            } else {
+                presented.iter().map(|name| bare(name)).collect::<Vec<_>>().join(", ")
+            };
             format!("is for {presented}, and should be for {}", expected.to_str())
         }
         CertificateError::ExpiredContext { time, not_after } => {
