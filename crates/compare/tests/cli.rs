@@ -42,6 +42,22 @@ fn the_systems_that_need_no_peer_are_measured_in_every_quick_case() {
 }
 
 #[test]
+fn messages_over_tls_are_measured_beside_a_bare_tls_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("out.json");
+    let systems = ["--case", "p10", "--system", "raw-tls", "--system", "buffstreams-tls"];
+    let output = compare(&[&systems[..], &["--runs", "1", "--scale", FEW, "--json", json.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    for system in ["raw-tls", "buffstreams-tls"] {
+        let row = rows.iter().find(|row| row["case"] == "p10" && row["system"] == system);
+        let row = row.unwrap_or_else(|| panic!("{system} was not measured"));
+        assert!(row["median"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}
+
+#[test]
 fn a_curve_can_be_had_as_a_picture_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let pictures = folder.path().join("made/for/them");
