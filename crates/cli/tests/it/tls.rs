@@ -102,6 +102,7 @@ fn whoever_is_not_who_he_should_be_is_refused_and_both_sides_say_why() {
         let ended = Program::run(["send", &address].iter().chain(&options), b"one\n");
         assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
         assert!(ended.stderr.contains(sender_says), "{sender_says} in: {}", ended.stderr);
+        assert!(ended.stderr.contains("--tls-ca FILE says"), "what to do: {}", ended.stderr);
         // The refusal may come before the input.
         let [accepted, settled, failed] = account(&ended);
         assert_eq!((settled, accepted), (0, failed), "{}", ended.stderr);
