@@ -55,8 +55,8 @@ impl SharedOutbox {
         let Some(sending) = sending else { return Ok(Heard::Nothing) };
         let heard = sending.control(control, outbox, Instant::now())?;
         if let Heard::Welcomed { lost: Some(lost), .. } = heard {
-            let from = state.state_lost.map_or(lost.from, |before| before.from);
-            state.state_lost = Some(StateLost { from, ..lost });
+            let from = state.state_lost.as_deref().map_or(lost.from, |before| before.from);
+            state.state_lost = Some(Box::new(StateLost { from, ..lost }));
         }
         if matches!(heard, Heard::Resolved | Heard::Welcomed { .. }) {
             self.announce(&state, true);
@@ -69,7 +69,7 @@ impl SharedOutbox {
 
     /// What a receiver has lost, if one has, and nobody was told yet.
     pub(crate) fn take_state_lost(&self) -> Option<StateLost> {
-        self.lock().state_lost.take()
+        self.lock().state_lost.take().map(|lost| *lost)
     }
 
     /// How many messages may have been written, and are not acknowledged: the receiver may have these. Not while there is a

@@ -114,8 +114,8 @@ pub(crate) struct SharedOutbox {
     peer_stream: OnceLock<Box<(StreamId, Vec<u8>)>>,
     /// Who watches a dialled connection.
     events: Watched<Event>,
-    /// What can be seen of it without the lock, by who has several connections to choose from.
-    seen: Seen,
+    /// What can be seen of it without the lock, by who has several connections to choose from; on the side that dials.
+    seen: Option<Box<Seen>>,
 }
 
 /// What can be seen of an Outbox without its lock.
@@ -148,7 +148,7 @@ struct State {
     /// Control frames that go before anything else that is to be written.
     to_say: Vec<u8>,
     /// What a receiver has lost that knows nothing of what was sent before, and nobody has told yet.
-    state_lost: Option<StateLost>,
+    state_lost: Option<Box<StateLost>>,
     /// When something was settled or failed last.
     progressed: Cell<Instant>,
     /// Bytes that sockets took.
@@ -234,7 +234,7 @@ impl SharedOutbox {
             reopen: AtomicBool::new(false),
             peer_stream: OnceLock::new(),
             events: Watched::default(),
-            seen: Seen::default(),
+            seen: (!is_for_replies).then(Box::default),
         })
     }
 
@@ -350,7 +350,9 @@ impl SharedOutbox {
             self.push_expiring(&mut state, lives, push)
         };
         let (bytes, half) = (state.outbox.bytes(), state.outbox.limit() / 2);
-        self.seen.bytes.store(bytes, Ordering::Relaxed);
+        if let Some(seen) = &self.seen {
+            seen.bytes.store(bytes, Ordering::Relaxed);
+        }
         if bytes > half {
             self.congested.store(true, Ordering::Relaxed);
         }
@@ -558,8 +560,10 @@ impl SharedOutbox {
         };
         if later {
             state.phase = to;
-            if !matches!(to, Phase::Open | Phase::Draining) {
-                self.seen.is_over.store(true, Ordering::Relaxed);
+            if let Some(seen) = &self.seen
+                && !matches!(to, Phase::Open | Phase::Draining)
+            {
+                seen.is_over.store(true, Ordering::Relaxed);
             }
             let waker = state.task.clone();
             drop(state);
@@ -575,17 +579,21 @@ impl SharedOutbox {
 
     /// Whether there is a socket, has changed.
     pub(crate) fn note_away(&self, is_away: bool) {
-        self.seen.is_away.store(is_away, Ordering::Relaxed);
+        if let Some(seen) = &self.seen {
+            seen.is_away.store(is_away, Ordering::Relaxed);
+        }
         self.tell_watcher();
     }
 
     /// From now on this one is told when there is room where there was none, or a socket, or no longer one.
     pub(crate) fn watch_room(&self, watcher: Arc<Notify>) {
-        let _ = self.seen.watcher.set(watcher);
+        if let Some(seen) = &self.seen {
+            let _ = seen.watcher.set(watcher);
+        }
     }
 
     fn tell_watcher(&self) {
-        if let Some(watcher) = self.seen.watcher.get() {
+        if let Some(watcher) = self.seen.as_deref().and_then(|seen| seen.watcher.get()) {
             watcher.notify_waiters();
         }
     }
@@ -593,7 +601,7 @@ impl SharedOutbox {
     /// How bad a choice it is among several that a message could go to: worse without a socket, and then by bytes in hand.
     /// `None` if it takes no messages.
     pub(crate) fn burden(&self) -> Option<(bool, usize)> {
-        let Seen { bytes, is_away, is_over, .. } = &self.seen;
+        let Seen { bytes, is_away, is_over, .. } = self.seen.as_deref()?;
         (!is_over.load(Ordering::Relaxed)).then(|| (is_away.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed)))
     }
 
@@ -690,7 +698,9 @@ impl SharedOutbox {
     fn announce(&self, state: &State, resolved: bool) {
         let bytes = state.outbox.bytes();
         let limit = state.outbox.limit();
-        self.seen.bytes.store(bytes, Ordering::Relaxed);
+        if let Some(seen) = &self.seen {
+            seen.bytes.store(bytes, Ordering::Relaxed);
+        }
         if bytes <= limit / 2 && self.is_congested() {
             self.congested.store(false, Ordering::Relaxed);
             self.tell_watcher();
