@@ -184,7 +184,7 @@ impl ListenerBuilder {
     ///
     /// There is none by default, because many honest clients are silent: those that listen more than they speak, and those
     /// that have something to say once a day. To close on such a client can cost it a message that was on its way. A silent
-    /// connection costs 1.8 KiB and a descriptor, and how many a stranger may have is bounded; one whose peer has vanished
+    /// connection costs 1.9 KiB and a descriptor, and how many a stranger may have is bounded; one whose peer has vanished
     /// is found by [keepalive](Self::keepalive), and acknowledged streams have heartbeats.
     pub fn idle_deadline(mut self, allowed: impl Into<Option<Duration>>) -> Self {
         self.idle_deadline = allowed.into();
