@@ -160,7 +160,7 @@ fn failed_messages_can_be_sent_again_from_their_file() {
     let folder = Folder::new();
     let failed = text(&folder.path("failed"));
     let ended =
-        Program::run(["send", &nowhere(&folder), "--retry-for", "200ms", "--failed", &failed], b"one\n\nthree\n");
+        Program::run(["send", &nowhere(&folder), "--retry-for", "2s", "--failed", &failed], b"one\n\nthree\n");
     assert_eq!(ended.code(), Some(1));
     let (messages, ended) = sent(&[&failed, "--input", "delimited"], b"", 3);
     assert_eq!(messages, ["one", "", "three"].map(|text| text.as_bytes().to_vec()));
@@ -174,7 +174,7 @@ fn nowhere(folder: &Folder) -> String {
 
 #[test]
 fn a_peer_that_stays_away_ends_it_with_1_although_input_could_still_come() {
-    for retry_for in ["0", "300ms"] {
+    for retry_for in ["0", "2s"] {
         let folder = Folder::new();
         let failed = text(&folder.path("failed"));
         let mut program = Program::start(["send", &nowhere(&folder), "--retry-for", retry_for, "--failed", &failed]);
@@ -198,7 +198,7 @@ fn a_peer_that_stays_away_ends_it_with_1_although_input_could_still_come() {
 #[test]
 fn an_endless_input_is_read_no_further_once_the_peer_stayed_away() {
     let folder = Folder::new();
-    let mut program = Program::start(["send", &nowhere(&folder), "--retry-for", "300ms"]);
+    let mut program = Program::start(["send", &nowhere(&folder), "--retry-for", "2s"]);
     let mut stdin = program.take_stdin();
     // Far more than is ever held: the writes block until the program is gone, and then fail.
     let writer = std::thread::spawn(move || {
