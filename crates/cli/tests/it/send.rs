@@ -159,8 +159,7 @@ fn its_own_input_is_not_emptied_for_failed_messages() {
 fn failed_messages_can_be_sent_again_from_their_file() {
     let folder = Folder::new();
     let failed = text(&folder.path("failed"));
-    let ended =
-        Program::run(["send", &nowhere(&folder), "--retry-for", "2s", "--failed", &failed], b"one\n\nthree\n");
+    let ended = Program::run(["send", &nowhere(&folder), "--retry-for", "2s", "--failed", &failed], b"one\n\nthree\n");
     assert_eq!(ended.code(), Some(1));
     let (messages, ended) = sent(&[&failed, "--input", "delimited"], b"", 3);
     assert_eq!(messages, ["one", "", "three"].map(|text| text.as_bytes().to_vec()));

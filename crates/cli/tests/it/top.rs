@@ -1,4 +1,4 @@
-use std::io::Write;
+use std::io::{Read, Write};
 
 use crate::metrics::metrics_of;
 use crate::program::{Program, Signal};
@@ -99,6 +99,13 @@ fn what_is_no_metrics_of_this_library_is_told_so() {
     let (listener, address) = wire::bind();
     let answer = std::thread::spawn(move || {
         let mut stream = wire::accept(&listener);
+        // Who is answered before having asked takes it for something else.
+        let mut question = Vec::new();
+        while !question.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            question.push(byte[0]);
+        }
         let body = "up 1\n";
         write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
         wire::wait_until_closed(&mut stream);
