@@ -39,10 +39,10 @@ fn steady_state(send: impl AsyncFn(&Connection)) -> AllocationInfo {
     allocation_counter::measure(|| pass(2 * MESSAGES))
 }
 
-/// A chunk, which holds 2,000 messages, takes one small block to be shared with the writer. There is nothing else.
+/// A chunk takes one small block to be shared with the writer. There is nothing else. It holds 2,000 messages, or fewer where the
+/// socket has room for them before: how often depends on what else the machine does.
 fn assert_none_for_a_message(counted: AllocationInfo) {
-    let chunks = MESSAGES * 113 / (256 * 1024) + 1;
-    assert!(counted.count_total <= 2 * chunks, "{counted:?} for {chunks} chunks");
+    assert!(counted.count_total <= MESSAGES / 100, "{counted:?} for {MESSAGES} messages");
 }
 
 /// In a process of its own, so that tests which run beside it do not take its buffers.
