@@ -12,7 +12,7 @@ use buffstreams::{
     ShutdownReport, State, blocking_handler, messages, per_connection,
 };
 
-use crate::support::PATIENCE;
+use crate::support::{APART, PATIENCE};
 
 const ANYWHERE: &str = "127.0.0.1:0";
 
@@ -113,7 +113,7 @@ fn any_number_of_threads_may_send_over_one_connection() {
 #[test]
 fn every_way_to_send_waits_for_room_and_the_trying_ones_do_not() {
     // Nobody is there yet, so nothing is written; and one message takes all the memory.
-    let address = Listener::bind(ANYWHERE).unwrap().local_address().clone();
+    let address = Listener::bind(APART).unwrap().local_address().clone();
     let backoff = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(10) };
     let builder = buffstreams::Connection::builder().memory(1).backoff(backoff);
     let connection = Connection::dial_lazy_with(builder, &address).unwrap();

@@ -13,7 +13,7 @@ use futures_util::{FutureExt, SinkExt, StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Echo, PATIENCE, Recorder, amount, closed, frames, in_time, read_messages, until};
+use crate::support::{APART, Echo, PATIENCE, Recorder, amount, closed, frames, in_time, read_messages, until};
 
 /// Attempts follow each other quickly, so that tests do.
 const QUICK: Backoff = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(20) };
@@ -69,7 +69,7 @@ impl Failed {
 
 async fn record(builder: buffstreams::ListenerBuilder) -> (Server, Recorder) {
     let record = Recorder::default();
-    (builder.bind("127.0.0.1:0").await.unwrap().spawn(record.clone()), record)
+    (builder.bind(APART).await.unwrap().spawn(record.clone()), record)
 }
 
 fn builder() -> ConnectionBuilder {

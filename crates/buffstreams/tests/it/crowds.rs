@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::by_hand::{ACK, CONFIRM_GOODBYE};
 use crate::by_hand::{EPOCH, GOODBYE, PREFACE, REFUSE, WELCOME, control, hear, hello, message, numbered, stand};
-use crate::support::{Possessions, alone, amount, connect, in_time, is_alone, passes_alone, until};
+use crate::support::{APART, Possessions, alone, amount, connect, in_time, is_alone, passes_alone, until};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -176,8 +176,7 @@ async fn herd_alone() {
             Arriving(peer.clone(), Arc::clone(&arrivals))
         }))
     };
-    // Whoever dials from this machine comes from 127.0.0.1, and so cannot take the port of 127.0.0.9 while it is free.
-    let mut server = serve("127.0.0.9:0").await;
+    let mut server = serve(APART).await;
     let address = server.local_address().to_string();
     let is_over = Arc::new(AtomicBool::new(false));
     let senders: Vec<_> = (0..count)

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::support::{PATIENCE, Recorder, in_time, until};
+use crate::support::{APART, PATIENCE, Recorder, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -36,7 +36,7 @@ fn acked() -> ConnectionBuilder {
 }
 
 async fn serve(service: impl Service) -> (Server, String) {
-    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(service);
+    let server = Listener::bind(APART).await.unwrap().spawn(service);
     let address = server.local_address().to_string();
     (server, address)
 }

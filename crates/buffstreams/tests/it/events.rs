@@ -11,7 +11,7 @@ use buffstreams::{
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
-use crate::support::{Recorder, closed, connect, in_time, until};
+use crate::support::{APART, Recorder, closed, connect, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -74,7 +74,7 @@ async fn a_receiver_that_lost_its_state_is_told_with_what_may_be_handled_twice()
             }
         })
     };
-    let first = Listener::bind("127.0.0.1:0").await.unwrap().spawn(service());
+    let first = Listener::bind(APART).await.unwrap().spawn(service());
     let address = first.local_address().clone();
     let connection = acked().dial(&address.to_string()[..]).await.unwrap();
     let mut events = connection.events();

@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
 use crate::by_hand::{PREFACE, WELCOME, hear, hello, message};
-use crate::support::{Echo, PATIENCE, Recorder, closed, connect, frames, in_time, read_messages, until};
+use crate::support::{APART, Echo, PATIENCE, Recorder, closed, connect, frames, in_time, read_messages, until};
 
 fn numbered(number: usize) -> Vec<u8> {
     format!("message {number}").into_bytes()
@@ -53,7 +53,7 @@ async fn an_address_in_use_is_refused_by_name() {
 
 #[tokio::test]
 async fn the_port_is_free_when_shutdown_returns_also_after_connections() {
-    let mut address: Address = "127.0.0.1:0".parse().unwrap();
+    let mut address: Address = APART.parse().unwrap();
     for _ in 0..20 {
         let record = Recorder::default();
         let server = Listener::bind(&address).await.unwrap().spawn(record.clone());
@@ -304,7 +304,7 @@ async fn messages_that_were_received_reach_the_stream_before_it_ends() {
 #[tokio::test]
 async fn dropping_a_server_shuts_it_down() {
     let record = Recorder::default();
-    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(record.clone());
+    let server = Listener::bind(APART).await.unwrap().spawn(record.clone());
     let address = server.local_address().clone();
     let mut client = connect(&address).await;
     until("it is accepted", || server.stats().open == 1).await;
@@ -325,7 +325,7 @@ fn everything_works_on_a_runtime_of_one_thread_and_after_it() {
     let first = runtime();
     let record = Recorder::default();
     let (connection, address) = first.block_on(async {
-        let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(record.clone());
+        let server = Listener::bind(APART).await.unwrap().spawn(record.clone());
         let connection = Connection::dial(server.local_address()).await.unwrap();
         for number in 0..1_000 {
             connection.send(&numbered(number)).await.unwrap();
@@ -381,7 +381,7 @@ async fn dropping_the_future_that_serves_shuts_down() {
 
 #[tokio::test]
 async fn a_sender_that_goes_on_during_a_shutdown_keeps_its_messages_for_the_next_listener() {
-    let mut address: Address = "127.0.0.1:0".parse().unwrap();
+    let mut address: Address = APART.parse().unwrap();
     let record = Recorder::default();
     let mut handled = 0;
     let mut sender = None;

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-use crate::support::{amount, in_time, until};
+use crate::support::{APART, amount, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -23,7 +23,7 @@ fn acked() -> ConnectionBuilder {
 }
 
 async fn serve(service: impl Service) -> Server {
-    Listener::bind("127.0.0.1:0").await.unwrap().spawn(service)
+    Listener::bind(APART).await.unwrap().spawn(service)
 }
 
 /// Writes down the numbers that messages bring, in the order in which they come.
@@ -334,7 +334,7 @@ async fn a_lazy_connection_that_is_refused_ends_and_says_why() {
 
 /// Accepts connections and closes them, as listeners do that know no sessions.
 async fn closing_listener() -> (String, JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind(APART).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let closing = async move {
         loop {

@@ -11,7 +11,7 @@ use buffstreams::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::support::{Recorder, in_time, until};
+use crate::support::{APART, Recorder, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -21,7 +21,7 @@ async fn serve(recorder: &Recorder) -> Server {
 
 /// An address where nobody listens.
 async fn nobody() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = tokio::net::TcpListener::bind(APART).await.unwrap();
     listener.local_addr().unwrap().to_string()
 }
 

@@ -12,7 +12,7 @@ use buffstreams::{
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::support::{PATIENCE, Recorder, in_time, until};
+use crate::support::{APART, PATIENCE, Recorder, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -26,7 +26,7 @@ fn acked() -> ConnectionBuilder {
 }
 
 async fn serve(service: impl Service) -> (Server, String) {
-    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(service);
+    let server = Listener::bind(APART).await.unwrap().spawn(service);
     let address = server.local_address().to_string();
     (server, address)
 }

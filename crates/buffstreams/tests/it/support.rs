@@ -12,6 +12,10 @@ use tokio::net::TcpStream;
 /// Longer than anything here takes on a slow machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A free port for who will leave it and come back. Whoever dials on this machine comes from 127.0.0.1, as most that listen here do,
+/// so nobody else takes the port meanwhile.
+pub(crate) const APART: &str = "127.0.0.9:0";
+
 /// Fails the test, with its name for it, if something does not come to pass.
 pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
