@@ -333,8 +333,8 @@ async fn what_comes_faster_than_allowed_waits_and_nothing_is_lost_or_held_up_bes
     for delivery in [Delivery::Sent, Delivery::Acked] {
         let record = Recorder::default();
         let server = serve(Listener::builder().max_message_rate(NonZeroU32::new(RATE)), &record).await;
-        // A session that were not heard meanwhile would be given up after 150 ms.
-        let builder = Connection::builder().delivery(delivery).heartbeat(Duration::from_millis(50));
+        // A session that were not heard meanwhile would be given up after 0.9 s, which is half of what it takes.
+        let builder = Connection::builder().delivery(delivery).heartbeat(Duration::from_millis(300));
         // Before its connection has a limiter, whose account begins then.
         let begun = Instant::now();
         let fast = builder.dial(server.local_address()).await.unwrap();
