@@ -61,8 +61,8 @@ pub(crate) async fn receive(
         .await?;
     begin()?;
     report.say(format_args!("listening on {}", listener.local_address()));
-    if let Some(metrics) = metrics {
-        metrics.serve(report)?;
+    if let Some(metrics) = &metrics {
+        metrics.announce(report)?;
     }
     watch(output, report);
 
@@ -79,6 +79,9 @@ pub(crate) async fn receive(
             waker: Waker::noop().clone(),
         }
     }));
+    if let Some(metrics) = metrics {
+        metrics.serve()?;
+    }
     let mut status = loop {
         tokio::select! {
             over = output.over() => break match over {

@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -54,13 +54,18 @@ impl Metrics {
         Ok(Some(Metrics { listener: bound.map_err(named)? }))
     }
 
-    /// Serves from now on, and says where.
-    pub(crate) fn serve(self, report: &Report) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    /// Says where they are. Whoever asks before they are served waits.
+    pub(crate) fn announce(&self, report: &Report) -> io::Result<()> {
+        report.say(format_args!("metrics on {}", self.listener.local_addr()?));
+        Ok(())
+    }
+
+    /// Serves from now on. Whatever is to stand in the first answer counts already.
+    pub(crate) fn serve(self) -> Result<(), metrics::SetRecorderError<PrometheusRecorder>> {
         let recorder = PrometheusBuilder::new().build_recorder();
         let numbers = Arc::new(Numbers { handle: recorder.handle(), process: metrics_process::Collector::default() });
         metrics::set_global_recorder(recorder)?;
         numbers.process.describe();
-        report.say(format_args!("metrics on {}", self.listener.local_addr()?));
         tokio::spawn(accept(self.listener, numbers));
         Ok(())
     }

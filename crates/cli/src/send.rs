@@ -65,7 +65,8 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         });
     let (line, damaged) = Line::open(builder, &arguments, report)?;
     if let Some(metrics) = metrics {
-        metrics.serve(report)?;
+        metrics.announce(report)?;
+        metrics.serve()?;
     }
     let bar = watch(&line, length, report);
     let chunks = input::read(bar.wrap_read(source));
