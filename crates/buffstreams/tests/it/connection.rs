@@ -13,7 +13,9 @@ use futures_util::{FutureExt, SinkExt, StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{APART, Echo, PATIENCE, Recorder, amount, closed, frames, in_time, read_messages, until};
+use crate::support::{
+    APART, Echo, PATIENCE, Recorder, amount, bind_again, closed, frames, in_time, read_messages, until,
+};
 
 /// Attempts follow each other quickly, so that tests do.
 const QUICK: Backoff = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(20) };
@@ -176,7 +178,7 @@ async fn a_peer_that_goes_and_comes_back_gets_what_was_sent_meanwhile_in_order()
     }
     assert_eq!(connection.stats().in_flight, 100);
     let behind = Recorder::default();
-    let server = Listener::bind(&address).await.unwrap().spawn(behind.clone());
+    let server = bind_again(Listener::builder(), &address).await.spawn(behind.clone());
     behind.has(100).await;
     let received = [before.messages(), behind.messages()].concat();
     assert_eq!(received, (0..200).map(numbered).collect::<Vec<_>>());

@@ -11,7 +11,7 @@ use buffstreams::{
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
-use crate::support::{APART, Recorder, closed, connect, in_time, until};
+use crate::support::{APART, Recorder, bind_again, closed, connect, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -87,7 +87,7 @@ async fn a_receiver_that_lost_its_state_is_told_with_what_may_be_handled_twice()
     .await;
     first.shutdown(Duration::ZERO).await;
     permits.add_permits(100);
-    let _second = Listener::bind(&address.to_string()[..]).await.unwrap().spawn(service());
+    let _second = bind_again(Listener::builder(), &address).await.spawn(service());
     in_time("it is flushed", connection.flush()).await.unwrap();
     let lost = loop {
         match next(&mut events).await.unwrap() {

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-use crate::support::{APART, amount, in_time, until};
+use crate::support::{APART, amount, bind_again, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -363,7 +363,7 @@ async fn a_refusal_is_forgotten_once_the_stream_is_granted() {
     until("it is refused", || connection.refusal().is_some()).await;
     closing.abort();
     assert!(closing.await.unwrap_err().is_cancelled());
-    let _server = Listener::bind(address.as_str()).await.unwrap().spawn(|_: &[u8]| Ok(()));
+    let _server = bind_again(Listener::builder(), &address).await.spawn(|_: &[u8]| Ok(()));
     assert_eq!(in_time("it is flushed", connection.flush()).await.unwrap().settled, 1);
     assert_eq!(connection.refusal(), None);
     in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
@@ -434,7 +434,7 @@ async fn a_server_that_shuts_down_finishes_what_it_was_sent_and_the_sender_waits
     for number in 1_000..2_000_u64 {
         connection.send(&number.to_be_bytes()).await.unwrap();
     }
-    let server = Listener::bind(address.as_str()).await.unwrap().spawn(count(ledger.clone()));
+    let server = bind_again(Listener::builder(), &address).await.spawn(count(ledger.clone()));
     let flushed = in_time("it is flushed", connection.flush()).await.unwrap();
     assert_eq!((flushed.settled, flushed.failed), (2_000, 0));
     assert!(ledger.numbers().into_iter().eq(0..2_000), "what was acknowledged is not sent to the next");

@@ -11,7 +11,7 @@ use buffstreams::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use crate::support::{APART, Recorder, in_time, until};
+use crate::support::{APART, Recorder, bind_again, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -165,7 +165,7 @@ async fn a_full_spool_lets_send_wait_or_fail_as_the_policy_says() {
         let connection = connection.clone();
         async move { connection.send(&message).await }
     });
-    let listener = Listener::bind(address.as_str()).await.unwrap();
+    let listener = bind_again(Listener::builder(), &address).await;
     let server = listener.spawn(recorder.clone());
     in_time("acknowledgements make room", waiting).await.unwrap().unwrap();
     in_time("it is flushed", connection.flush()).await.unwrap();

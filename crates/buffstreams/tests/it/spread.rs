@@ -12,7 +12,7 @@ use buffstreams::{
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::support::{APART, PATIENCE, Recorder, in_time, until};
+use crate::support::{APART, PATIENCE, Recorder, bind_again, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -210,7 +210,7 @@ async fn one_that_is_lost_gets_nothing_until_it_is_back_and_then_its_share() {
         spread.send(&message(number)).await.unwrap();
     }
     assert_eq!(one_of.stats().accepted, 0);
-    let _one = Listener::bind(one_address.as_str()).await.unwrap().spawn(first.clone());
+    let _one = bind_again(Listener::builder(), &one_address).await.spawn(first.clone());
     until("it is back", || one_of.state() == State::Connected).await;
     let mut number = 500;
     in_time("it gets some", async {

@@ -5,7 +5,9 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use buffstreams::{Address, Ended, Framing, Handler, HandlerResult, Message, Peer, Service};
+use buffstreams::{
+    Address, Ended, ErrorKind, Framing, Handler, HandlerResult, Listener, ListenerBuilder, Message, Peer, Service,
+};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 
@@ -15,6 +17,22 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A free port for who will leave it and come back. Whoever dials on this machine comes from 127.0.0.1, as most that listen here do,
 /// so nobody else takes the port meanwhile.
 pub(crate) const APART: &str = "127.0.0.9:0";
+
+/// Listens where somebody has just left. A process that another test is starting has copies of all sockets of this one for a moment,
+/// and so the port may not be free at once.
+pub(crate) async fn bind_again(builder: ListenerBuilder, address: impl ToString) -> Listener {
+    let address = address.to_string();
+    in_time("the port is free", async {
+        loop {
+            match builder.clone().bind(&address).await {
+                Ok(listener) => return listener,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Bind, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+}
 
 /// Fails the test, with its name for it, if something does not come to pass.
 pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
