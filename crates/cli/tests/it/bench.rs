@@ -180,14 +180,17 @@ fn what_is_sent_late_counts_from_when_it_was_due() {
 #[test]
 fn without_a_rate_the_connections_are_kept_full_and_no_latency_is_claimed() {
     let (_listen, address) = Program::listen(&["--echo", "--output", "none"]);
-    // On a busy machine answers may well take a fifth of a second.
     let options = ["--duration", "1s", "--warm-up", "50ms", "--connections", "2"];
     let cases: [&[&str]; 3] = [&[], &["--delivery", "acked"], &["--by", "acks"]];
     for how in cases {
         let ended = bench(&address, &[&options[..], how, &["--json"]].concat());
         assert_eq!(ended.code(), Some(0), "{how:?}: {}", ended.stderr);
         let object = json(&ended);
-        assert!(number(&object, "answered") > 0 && object["rate"].as_f64().unwrap() > 0.0, "{object}");
+        // How many come within the second depends on what else the machine does.
+        let parts = object["answered_in_parts"].as_array().unwrap();
+        let in_time: f64 = parts.iter().map(|part| part.as_f64().unwrap()).sum();
+        assert!(number(&object, "answered") > 0 && in_time <= number(&object, "answered") as f64, "{object}");
+        assert_eq!(object["rate"].as_f64().unwrap(), in_time, "{object}");
         assert!(object["latency_us"].is_null() && object["rate_asked"].is_null(), "{object}");
     }
     let ended = bench(&address, &options);
