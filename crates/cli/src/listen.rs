@@ -15,11 +15,11 @@ use buffstreams::{
 
 use crate::args::{ListenArguments, ReceiveArguments};
 use crate::echo::Echo;
-use crate::limits::Refusals;
 use crate::metrics::Metrics;
 use crate::output::{Batch, Output, Over, Received};
 use crate::progress::{self, Totals};
 use crate::recording::Source;
+use crate::refusals::Refusals;
 use crate::report::Report;
 use crate::signals::Signals;
 use crate::{Outcome, Status, tls};

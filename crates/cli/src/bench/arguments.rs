@@ -7,10 +7,21 @@ use buffstreams::{Address, Framing};
 use clap::{Args, ValueEnum};
 
 use super::message::Sizes;
-use crate::args::{DeliveryLevel, WireArguments, parse_duration, unusable};
-use crate::tls::SendTls;
+use crate::args::{DeliveryLevel, SendTls, WireArguments, parse_duration, unusable};
 
+/// Put load on a listener, and measure how long answers take
+///
+/// Messages are due at a given rate whatever becomes of them, and latency counts from when they were due: a stall shows
+/// in every message that it held up. The answer to a message is its echo, whose every byte is compared, or its
+/// acknowledgement. Ends with 0 only if every message that was sent was answered.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  buffstreams listen :5031 --echo --output none
+  buffstreams bench localhost:5031 --rate 100k
+  buffstreams bench localhost:5031 --rate 10k --connections 50 --size 64..4KiB --html bench.html
+  buffstreams bench localhost:5031 --by acks --rate 100k --json
+  buffstreams bench localhost:5031 --duration 30s")]
 pub(crate) struct BenchArguments {
     /// Whom to send to: `host:port`, `:port` (this machine), `unix:PATH`
     pub(super) address: Address,
