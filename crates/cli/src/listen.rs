@@ -28,8 +28,8 @@ use crate::{Outcome, Status, tls};
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Outcome {
-    let framing = arguments.receive.framing("listen");
-    let output = Output::new(arguments.output(), arguments.receive.count, Arc::clone(report))?;
+    let framing = arguments.receive.framing()?;
+    let output = Output::new(arguments.output()?, arguments.receive.count, Arc::clone(report))?;
     receive(arguments.receive, framing, &output, report, || Ok(())).await
 }
 

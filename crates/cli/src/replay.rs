@@ -30,8 +30,8 @@ const LATE: Duration = Duration::from_millis(100);
 const MOST_CLOSING: usize = 1024;
 
 pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Outcome {
-    let wanted = arguments.framing();
-    let tls = arguments.tls.client("replay", std::slice::from_ref(&arguments.address))?;
+    let wanted = arguments.framing()?;
+    let tls = arguments.tls.client()?;
     let name = arguments.file.display();
     let file = recording::open(&arguments.file)?;
     let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
@@ -44,7 +44,7 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
     let source = BufReader::with_capacity(READ, bar.wrap_read(file));
     let mut recording = Recording::open(source).map_err(|error| format!("{name}: {error}"))?;
     let framing = wanted.unwrap_or(recording.framing());
-    let is_acked = arguments.is_acked(framing);
+    let is_acked = arguments.is_acked(framing)?;
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
     let mut signals = Signals::watch()?;
     if let Some(client) = tls.clone() {

@@ -28,10 +28,10 @@ pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) const LAST_WORK: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outcome {
-    let delivery = arguments.delivery();
-    let framing = arguments.framing();
-    let format = arguments.input();
-    let tls = arguments.tls.client("send", arguments.endpoints.addresses())?;
+    let delivery = arguments.delivery()?;
+    let framing = arguments.framing()?;
+    let format = arguments.input()?;
+    let tls = arguments.tls.client()?;
     let (source, length) = open(&arguments.file)?;
     if let Some(failed) = &arguments.failed
         && are_the_same(&arguments.file, failed)

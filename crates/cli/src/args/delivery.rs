@@ -3,7 +3,7 @@
 use buffstreams::Prefix;
 use clap::ValueEnum;
 
-use super::unusable;
+use super::unusable::Unusable;
 
 /// When a message counts as settled.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
@@ -14,14 +14,14 @@ pub(crate) enum DeliveryLevel {
     Acked,
 }
 
-/// Ends the program if there is no way to ask for acknowledgements with this prefix.
-pub(super) fn check_acked(subcommand: &str, prefix: Prefix) {
+/// # Errors
+///
+/// There is no way to ask for acknowledgements with this prefix.
+pub(super) fn check_acked(prefix: Prefix) -> Result<(), Unusable> {
     if matches!(prefix, Prefix::U8 | Prefix::U16Be | Prefix::U16Le) {
-        unusable(
-            subcommand,
-            format_args!(
-                "--framing {prefix} leaves no way to ask for --delivery acked: use buffstreams, varint, u32* or u64*"
-            ),
-        );
+        return Err(Unusable::because(format_args!(
+            "--framing {prefix} leaves no way to ask for --delivery acked: use buffstreams, varint, u32* or u64*"
+        )));
     }
+    Ok(())
 }

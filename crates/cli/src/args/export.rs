@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::output::{Output, OutputFormat};
 use super::schema::TypeArguments;
+use super::unusable::Unusable;
 
 /// Write the messages of a recording to standard output, delimited or in any form in which `listen` prints them
 #[derive(Debug, Args)]
@@ -29,7 +30,11 @@ pub(crate) struct ExportArguments {
 }
 
 impl ExportArguments {
-    pub(crate) fn output(&self) -> Output {
-        self.types.output("export", self.output, Output::Delimited)
+    pub(super) fn check(&self) -> Result<(), Unusable> {
+        self.output().map(drop)
+    }
+
+    pub(crate) fn output(&self) -> Result<Output, Unusable> {
+        self.types.output(self.output, Output::Delimited)
     }
 }

@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::delivery::check_acked;
 use super::quantities::parse_size;
-use super::unusable;
+use super::unusable::Unusable;
 
 /// How messages stand on the wire; both sides must say the same.
 #[derive(Debug, Args)]
@@ -26,13 +26,15 @@ pub(crate) struct WireArguments {
 }
 
 impl WireArguments {
-    pub(crate) fn framing(&self, subcommand: &str) -> Framing {
-        Framing::with_max(self.framing, self.max_message_size).unwrap_or_else(|error| unusable(subcommand, error))
+    pub(crate) fn framing(&self) -> Result<Framing, Unusable> {
+        Framing::with_max(self.framing, self.max_message_size).map_err(Unusable::because)
     }
 
-    /// Whether acknowledgements can be asked for; ends the program if not.
-    pub(crate) fn check_acked(&self, subcommand: &str) {
-        check_acked(subcommand, self.framing);
+    /// # Errors
+    ///
+    /// Acknowledgements cannot be asked for.
+    pub(crate) fn check_acked(&self) -> Result<(), Unusable> {
+        check_acked(self.framing)
     }
 }
 
@@ -49,14 +51,15 @@ pub(crate) struct ForeignWireArguments {
 }
 
 impl ForeignWireArguments {
-    pub(super) fn framing(&self, subcommand: &str) -> Option<Framing> {
-        let prefix = self.framing?;
+    /// The framing that was asked for, if one was.
+    pub(super) fn framing(&self) -> Result<Option<Framing>, Unusable> {
+        let Some(prefix) = self.framing else { return Ok(None) };
         let max = self.max_message_size.unwrap_or(match prefix {
             // All maxima with a prefix as wide as that of the default.
             Prefix::Buffstreams => usize::from(u16::MAX),
             prefix => prefix.largest_max(),
         });
-        Some(Framing::with_max(prefix, max).unwrap_or_else(|error| unusable(subcommand, error)))
+        Framing::with_max(prefix, max).map(Some).map_err(Unusable::because)
     }
 }
 

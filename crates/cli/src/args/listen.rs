@@ -9,6 +9,7 @@ use super::limits::ListenLimits;
 use super::output::{Output, OutputFormat};
 use super::schema::TypeArguments;
 use super::tls::ListenTls;
+use super::unusable::Unusable;
 
 /// Print the messages that arrive
 ///
@@ -39,8 +40,13 @@ pub(crate) struct ListenArguments {
 }
 
 impl ListenArguments {
-    pub(crate) fn output(&self) -> Output {
-        self.types.output("listen", self.output, Output::Lines)
+    pub(super) fn check(&self) -> Result<(), Unusable> {
+        self.receive.framing()?;
+        self.output().map(drop)
+    }
+
+    pub(crate) fn output(&self) -> Result<Output, Unusable> {
+        self.types.output(self.output, Output::Lines)
     }
 }
 
@@ -79,7 +85,7 @@ pub(crate) struct ReceiveArguments {
 }
 
 impl ReceiveArguments {
-    pub(crate) fn framing(&self, subcommand: &str) -> Framing {
-        self.wire.framing(subcommand)
+    pub(crate) fn framing(&self) -> Result<Framing, Unusable> {
+        self.wire.framing()
     }
 }

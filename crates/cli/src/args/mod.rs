@@ -1,6 +1,6 @@
-//! The command line as typed: what each subcommand takes, and how sizes and durations are written.
+//! The command line as typed: what each subcommand takes, in a file of its own, and what several take.
 //!
-//! Parsing is also checking: what leaves this file names a prefix, a maximum and a message type that fit together, or
+//! Parsing is also checking: what leaves here names a prefix, a maximum and a message type that fit together, or
 //! the program has already ended with exit status 2 and a sentence that says what to write instead.
 
 mod delivery;
@@ -20,11 +20,12 @@ mod send;
 mod tap;
 mod tls;
 mod top;
+mod unusable;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::bench::BenchArguments;
@@ -45,6 +46,7 @@ pub(crate) use send::{Delivery, Input, SendArguments};
 pub(crate) use tap::TapArguments;
 pub(crate) use tls::SendTls;
 pub(crate) use top::TopArguments;
+pub(crate) use unusable::{Unusable, Wrong};
 
 /// Streams length-prefixed messages over TCP: listens for them, sends them, shows how fast that goes.
 #[derive(Debug, Parser)]
@@ -54,7 +56,8 @@ struct CommandLine {
     ///
     /// TOML, with the names of the options: `max-message-size = "64KiB"`, `no-sessions = true`, `proto = ["a.proto", "b.proto"]`.
     /// What stands in `[listen]` is for `buffstreams listen`; what stands above all tables, for every command that has such
-    /// an option. Paths are as on the command line.
+    /// an option. There it is left out for a command to which it says nothing without another option that is not there, as
+    /// `window` without `delivery = "acked"`; but a listener never does without TLS for that. Paths are as on the command line.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -110,23 +113,43 @@ pub(crate) fn program() -> clap::Command {
 /// Reads the program's own command line, and the file that it names; ends the program when they cannot be used, or when it
 /// only asks for help.
 pub(crate) fn parse() -> Command {
-    let mut program = program();
-    let line = match config::complete(&program, std::env::args_os().collect()) {
-        Ok(line) => line,
-        Err(error) => program.error(ErrorKind::ValueValidation, error).exit(),
-    };
-    match CommandLine::try_parse_from(&line.arguments) {
-        Ok(read) => read.command,
-        Err(error) => line.explain(error).exit(),
-    }
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    config::read(&program(), &typed, read).unwrap_or_else(|wrong| {
+        let mut program = program();
+        program.build();
+        let matches = config::typed_so_far(&program, &typed);
+        let name = matches.as_ref().and_then(ArgMatches::subcommand_name).unwrap_or_default();
+        match program.find_subcommand_mut(name) {
+            Some(command) => wrong.told_of(command).exit(),
+            None => wrong.told_of(&mut program).exit(),
+        }
+    })
 }
 
-/// Ends the program as clap does for what clap itself cannot see.
-pub(crate) fn unusable(subcommand: &str, reason: impl std::fmt::Display) -> ! {
-    let mut command_line = CommandLine::command();
-    command_line.build();
-    let command = command_line.find_subcommand_mut(subcommand).expect("a subcommand of this program");
-    command.error(ErrorKind::ValueValidation, reason).exit()
+fn read(line: &[OsString]) -> Result<Command, Wrong> {
+    let command = CommandLine::try_parse_from(line).map_err(Wrong::Clap)?.command;
+    command.check().map_err(Wrong::Unusable)?;
+    Ok(command)
+}
+
+impl Command {
+    /// Finds what clap does not see: all that can be found before a recording is opened.
+    fn check(&self) -> Result<(), Unusable> {
+        match self {
+            Command::Listen(arguments) => arguments.check(),
+            Command::Send(arguments) => arguments.check(),
+            Command::Tap(arguments) => arguments.check(),
+            Command::Record(arguments) => arguments.check(),
+            Command::Replay(arguments) => arguments.check(),
+            Command::Export(arguments) => arguments.check(),
+            Command::Bench(arguments) => arguments.check(),
+            Command::Failed(_)
+            | Command::Top(_)
+            | Command::Demo(_)
+            | Command::Completions { .. }
+            | Command::Man { .. } => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -172,7 +195,7 @@ mod tests {
             let base = ["buffstreams", "listen", ":0", "--proto", proto, "--type", "transit_realtime.FeedMessage"];
             let line = CommandLine::try_parse_from(base.iter().chain(extra)).unwrap();
             match line.command {
-                Command::Listen(arguments) => arguments.output(),
+                Command::Listen(arguments) => arguments.output().unwrap(),
                 _ => unreachable!("listen was asked for"),
             }
         };

@@ -7,6 +7,7 @@ use clap::Args;
 use crate::recording;
 
 use super::listen::ReceiveArguments;
+use super::unusable::Unusable;
 
 const RECORD_EXAMPLES: &str = "\
 Examples:
@@ -32,4 +33,10 @@ pub(crate) struct RecordArguments {
     /// Replace FILE if it exists
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+impl RecordArguments {
+    pub(super) fn check(&self) -> Result<(), Unusable> {
+        self.receive.framing().map(drop)
+    }
 }

@@ -1,6 +1,7 @@
 //! What `replay` takes.
 
 use std::path::PathBuf;
+use std::slice;
 use std::time::Duration;
 
 use buffstreams::{Address, Framing};
@@ -10,6 +11,7 @@ use super::delivery::{DeliveryLevel, check_acked};
 use super::framing::ForeignWireArguments;
 use super::quantities::parse_duration;
 use super::tls::SendTls;
+use super::unusable::Unusable;
 
 /// Send a recording again, at the pace at which it came, or another
 ///
@@ -57,18 +59,25 @@ pub(crate) struct ReplayArguments {
 }
 
 impl ReplayArguments {
+    pub(super) fn check(&self) -> Result<(), Unusable> {
+        if let Some(framing) = self.framing()? {
+            self.is_acked(framing)?;
+        }
+        self.tls.check(slice::from_ref(&self.address))
+    }
+
     /// The framing that was asked for, if one was.
-    pub(crate) fn framing(&self) -> Option<Framing> {
-        self.wire.framing("replay")
+    pub(crate) fn framing(&self) -> Result<Option<Framing>, Unusable> {
+        self.wire.framing()
     }
 
     /// Whether messages are acknowledged, over connections of this framing.
-    pub(crate) fn is_acked(&self, framing: Framing) -> bool {
+    pub(crate) fn is_acked(&self, framing: Framing) -> Result<bool, Unusable> {
         let is_acked = matches!(self.delivery, DeliveryLevel::Acked);
         if is_acked {
-            check_acked("replay", framing.prefix());
+            check_acked(framing.prefix())?;
         }
-        is_acked
+        Ok(is_acked)
     }
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::schema::Schema;
 
 use super::output::{Output, OutputFormat};
-use super::unusable;
+use super::unusable::Unusable;
 
 pub(super) const JSON_NEEDS_TYPE: &str = "json needs a message type: add --proto FILE --type pkg.Message";
 
@@ -28,8 +28,8 @@ pub(crate) struct TypeArguments {
 }
 
 impl TypeArguments {
-    pub(super) fn output(&self, subcommand: &str, format: Option<OutputFormat>, default: Output) -> Output {
-        match (format, self.schema(subcommand)) {
+    pub(super) fn output(&self, format: Option<OutputFormat>, default: Output) -> Result<Output, Unusable> {
+        Ok(match (format, self.schema()?) {
             (None, None) => default,
             (Some(OutputFormat::Lines), _) => Output::Lines,
             (Some(OutputFormat::Hex), _) => Output::Hex,
@@ -37,15 +37,12 @@ impl TypeArguments {
             (Some(OutputFormat::Delimited), _) => Output::Delimited,
             (Some(OutputFormat::None), _) => Output::None,
             (None | Some(OutputFormat::Json), Some(schema)) => Output::Json(schema),
-            (Some(OutputFormat::Json), None) => unusable(subcommand, JSON_NEEDS_TYPE),
-        }
+            (Some(OutputFormat::Json), None) => return Err(Unusable::because(JSON_NEEDS_TYPE)),
+        })
     }
 
-    pub(super) fn schema(&self, subcommand: &str) -> Option<Schema> {
-        let message_type = self.message_type.as_deref()?;
-        match Schema::load(&self.proto, &self.include, message_type) {
-            Ok(schema) => Some(schema),
-            Err(error) => unusable(subcommand, error),
-        }
+    pub(super) fn schema(&self) -> Result<Option<Schema>, Unusable> {
+        let Some(message_type) = self.message_type.as_deref() else { return Ok(None) };
+        Schema::load(&self.proto, &self.include, message_type).map(Some).map_err(Unusable::because)
     }
 }

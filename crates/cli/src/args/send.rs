@@ -14,7 +14,7 @@ use super::host_port::HostPort;
 use super::quantities::{parse_duration, parse_size};
 use super::schema::{JSON_NEEDS_TYPE, TypeArguments};
 use super::tls::SendTls;
-use super::unusable;
+use super::unusable::Unusable;
 
 /// What `send` has in flight unless it is told otherwise, in bytes.
 const WINDOW: usize = 4 << 20;
@@ -103,19 +103,25 @@ pub(crate) struct SendArguments {
 }
 
 impl SendArguments {
-    pub(crate) fn framing(&self) -> Framing {
-        self.wire.framing("send")
+    pub(super) fn check(&self) -> Result<(), Unusable> {
+        self.delivery()?;
+        self.framing()?;
+        self.input()?;
+        self.tls.check(self.endpoints.addresses())
     }
 
-    pub(crate) fn input(&self) -> Input {
-        let schema = self.types.schema("send");
-        match (self.input, schema) {
+    pub(crate) fn framing(&self) -> Result<Framing, Unusable> {
+        self.wire.framing()
+    }
+
+    pub(crate) fn input(&self) -> Result<Input, Unusable> {
+        Ok(match (self.input, self.types.schema()?) {
             (None, None) | (Some(InputFormat::Lines), _) => Input::Lines,
             (Some(InputFormat::Hex), _) => Input::Hex,
             (Some(InputFormat::Delimited), _) => Input::Delimited,
             (None | Some(InputFormat::Json), Some(schema)) => Input::Json(schema),
-            (Some(InputFormat::Json), None) => unusable("send", JSON_NEEDS_TYPE),
-        }
+            (Some(InputFormat::Json), None) => return Err(Unusable::because(JSON_NEEDS_TYPE)),
+        })
     }
 
     /// Bytes that the spool may hold.
@@ -123,26 +129,28 @@ impl SendArguments {
         self.spool_size.map(|size| size as u64)
     }
 
-    pub(crate) fn delivery(&self) -> Delivery {
-        if self.spool.is_some() && matches!(self.delivery, DeliveryLevel::Sent) {
-            unusable("send", "--spool keeps messages until they are acknowledged: add --delivery acked");
+    pub(crate) fn delivery(&self) -> Result<Delivery, Unusable> {
+        if self.spool_size.is_some() && self.spool.is_none() {
+            return Err(Unusable::lacking(&["spool-size"], "--spool-size is for a spool: add --spool DIR"));
         }
-        if self.spool.is_none() && self.spool_size.is_some() {
-            unusable("send", "--spool-size is for a spool: add --spool DIR");
+        if matches!(self.delivery, DeliveryLevel::Acked) {
+            self.wire.check_acked()?;
+            let (window, patience) = (self.window.unwrap_or(WINDOW), self.patience.unwrap_or(PATIENCE));
+            return Ok(Delivery::Acked { window, patience });
         }
-        if self.patience.is_some() && matches!(self.delivery, DeliveryLevel::Sent) {
-            unusable("send", "--patience is for what waits to be acknowledged: add --delivery acked");
+        if self.spool.is_some() {
+            // Never left out: messages would not be kept.
+            return Err(Unusable::because("--spool keeps messages until they are acknowledged: add --delivery acked"));
         }
-        match (self.delivery, self.window) {
-            (DeliveryLevel::Sent, None) => Delivery::Sent,
-            (DeliveryLevel::Sent, Some(_)) => {
-                unusable("send", "--window is for acknowledgements: add --delivery acked")
-            }
-            (DeliveryLevel::Acked, window) => {
-                self.wire.check_acked("send");
-                Delivery::Acked { window: window.unwrap_or(WINDOW), patience: self.patience.unwrap_or(PATIENCE) }
-            }
+        if self.patience.is_some() {
+            let reason = "--patience is for what waits to be acknowledged: add --delivery acked";
+            return Err(Unusable::lacking(&["patience"], reason));
         }
+        if self.window.is_some() {
+            let reason = "--window is for acknowledgements: add --delivery acked";
+            return Err(Unusable::lacking(&["window"], reason));
+        }
+        Ok(Delivery::Sent)
     }
 }
 

@@ -6,7 +6,7 @@ use clap::Args;
 use super::framing::ForeignWireArguments;
 use super::output::{Output, OutputFormat};
 use super::schema::TypeArguments;
-use super::unusable;
+use super::unusable::Unusable;
 
 /// Stand between two sides, pass every byte through, and print the messages of both directions
 ///
@@ -48,16 +48,21 @@ pub(crate) struct TapArguments {
 }
 
 impl TapArguments {
-    pub(crate) fn framing(&self) -> Option<Framing> {
-        self.wire.framing("tap")
+    pub(super) fn check(&self) -> Result<(), Unusable> {
+        self.framing()?;
+        self.output().map(drop)
     }
 
-    pub(crate) fn output(&self) -> Output {
+    pub(crate) fn framing(&self) -> Result<Option<Framing>, Unusable> {
+        self.wire.framing()
+    }
+
+    pub(crate) fn output(&self) -> Result<Output, Unusable> {
         if let Some(OutputFormat::Delimited) = self.output {
-            let reason =
-                "--output delimited has no place for the direction of a message: use hex, or `buffstreams record`";
-            unusable("tap", reason);
+            return Err(Unusable::because(
+                "--output delimited has no place for the direction of a message: use hex, or `buffstreams record`",
+            ));
         }
-        self.types.output("tap", self.output, Output::Lines)
+        self.types.output(self.output, Output::Lines)
     }
 }

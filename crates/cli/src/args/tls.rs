@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use buffstreams::{Address, Error, ErrorKind, TlsClient, TlsServer};
 use clap::Args;
 
-use super::unusable;
+use super::unusable::Unusable;
 
 /// TLS for `listen`.
 #[derive(Debug, Args)]
@@ -63,29 +63,53 @@ pub(crate) struct SendTls {
 }
 
 impl SendTls {
-    pub(crate) fn client(&self, subcommand: &str, addresses: &[Address]) -> Result<Option<TlsClient>, Error> {
-        if !self.tls && self.tls_ca.is_none() {
+    /// # Errors
+    ///
+    /// An option is there that needs TLS, and TLS is not; or the name cannot be one for these addresses.
+    pub(crate) fn check(&self, addresses: &[Address]) -> Result<(), Unusable> {
+        if !self.is_on() {
             if self.tls_name.is_some() || self.tls_cert.is_some() {
-                unusable(subcommand, "--tls-name and --tls-cert are for TLS: add --tls or --tls-ca FILE");
+                let reason = "--tls-name and --tls-cert are for TLS: add --tls or --tls-ca FILE";
+                return Err(Unusable::lacking(&["tls-name", "tls-cert", "tls-key"], reason));
             }
+            return Ok(());
+        }
+        match &self.tls_name {
+            None if addresses.iter().any(|address| matches!(address, Address::Unix(_))) => {
+                Err(Unusable::because("a path is no name that a certificate could be for: add --tls-name NAME"))
+            }
+            None => Ok(()),
+            // What is wrong with the authorities is told where they are used.
+            Some(name) => match self.authorities().and_then(|client| client.server_name(name)) {
+                Err(error) if error.kind() == ErrorKind::InvalidConfiguration => Err(Unusable::because(error)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// `None` without TLS.
+    pub(crate) fn client(&self) -> Result<Option<TlsClient>, Error> {
+        if !self.is_on() {
             return Ok(None);
         }
-        if self.tls_name.is_none() && addresses.iter().any(|address| matches!(address, Address::Unix(_))) {
-            unusable(subcommand, "a path is no name that a certificate could be for: add --tls-name NAME");
-        }
-        let mut client = match &self.tls_ca {
-            Some(authorities) => TlsClient::with_ca_file(authorities)?,
-            None => TlsClient::with_system_roots()?,
-        };
+        let mut client = self.authorities()?;
         if let (Some(chain), Some(key)) = (&self.tls_cert, &self.tls_key) {
             client = client.certificate(chain, key)?;
         }
-        if let Some(name) = &self.tls_name {
-            client = match client.server_name(name) {
-                Err(error) if error.kind() == ErrorKind::InvalidConfiguration => unusable(subcommand, error),
-                named => named?,
-            };
+        match &self.tls_name {
+            Some(name) => client.server_name(name).map(Some),
+            None => Ok(Some(client)),
         }
-        Ok(Some(client))
+    }
+
+    fn is_on(&self) -> bool {
+        self.tls || self.tls_ca.is_some()
+    }
+
+    fn authorities(&self) -> Result<TlsClient, Error> {
+        match &self.tls_ca {
+            Some(authorities) => TlsClient::with_ca_file(authorities),
+            None => TlsClient::with_system_roots(),
+        }
     }
 }
