@@ -42,7 +42,7 @@ pub(crate) async fn receive(
     begin: impl FnOnce() -> io::Result<()>,
 ) -> Outcome {
     let tls = arguments.tls.server()?;
-    let mut signals = Signals::watch()?;
+    let mut signals = Signals::watch(report)?;
     let metrics = Metrics::bind(arguments.metrics.as_ref()).await?;
     let mut builder = Listener::builder();
     if let Some(tls) = tls {

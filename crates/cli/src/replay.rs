@@ -41,16 +41,16 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
         move |position| Totals { messages: sent.load(Ordering::Relaxed), bytes: position }
     };
     let bar = progress::line(length, totals, || "");
+    report.share_with(bar.clone());
     let source = BufReader::with_capacity(READ, bar.wrap_read(file));
     let mut recording = Recording::open(source).map_err(|error| format!("{name}: {error}"))?;
     let framing = wanted.unwrap_or(recording.framing());
     let is_acked = arguments.is_acked(framing)?;
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
-    let mut signals = Signals::watch()?;
+    let mut signals = Signals::watch(report)?;
     if let Some(client) = tls.clone() {
         tls::reload_at_hangup(move || client.reload(), report)?;
     }
-    report.share_with(bar);
 
     let mut replay = Replay {
         dial: Dial { arguments: &arguments, framing, is_acked, tls, failures: Arc::clone(&failures) },

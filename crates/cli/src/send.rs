@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +39,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         return Err(format!("{}: to keep failed messages there would empty the input", failed.display()).into());
     }
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
-    let mut signals = Signals::watch()?;
+    let mut signals = Signals::watch(report)?;
     let metrics = Metrics::bind(arguments.metrics.as_ref()).await?;
     let mut builder = match delivery {
         Delivery::Sent => Connection::builder(),
@@ -68,7 +68,9 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         metrics.announce(report)?;
         metrics.serve()?;
     }
-    let bar = watch(&line, length, report);
+    // A line that is drawn again and again would erase what is being typed.
+    let is_typed = arguments.file == Path::new("-") && io::stdin().is_terminal();
+    let bar = if is_typed { ProgressBar::hidden() } else { watch(&line, length, report) };
     let chunks = input::read(bar.wrap_read(source));
     let mut messages = Messages::new(chunks, format, framing.max_message_size(), failures.has_file());
 

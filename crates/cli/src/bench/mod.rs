@@ -52,7 +52,7 @@ pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outc
     if let Some(client) = tls.clone() {
         tls::reload_at_hangup(move || client.reload(), report)?;
     }
-    let mut signals = Signals::watch()?;
+    let mut signals = Signals::watch(report)?;
     let hearing = Hearing::new(Content::new(arguments.size), arguments.connections, arguments.by == By::Echo);
     let connections = tokio::select! {
         opened = open(&arguments, framing, tls, &hearing) => opened?,
