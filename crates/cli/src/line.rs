@@ -153,9 +153,10 @@ async fn send_all(messages: &mut Messages, connection: &Connection, failures: &F
     loop {
         let next = tokio::select! {
             biased;
+            // First, for an input that never pauses leaves the others no turn.
+            () = signals.first() => return End::Interrupted,
             next = messages.next() => next,
             () = connection.closed() => return End::PeerAway,
-            () = signals.first() => return End::Interrupted,
         };
         let message = match next {
             Ok(Some(Item::Message(message))) => message,
@@ -212,12 +213,13 @@ async fn spool_all(
         let next = loop {
             tokio::select! {
                 biased;
+                // First, as above.
+                () = signals.first() => break Err(End::Interrupted),
                 next = &mut next, if writing.len() < WRITING && bytes < WRITING_BYTES => break Ok(next),
                 Some(sent) = writing.next(), if !writing.is_empty() => if !written(&mut bytes, sent) {
                     break Err(End::PeerAway);
                 },
                 () = connection.closed() => break Err(End::PeerAway),
-                () = signals.first() => break Err(End::Interrupted),
             }
         };
         match next {
@@ -254,4 +256,35 @@ async fn spool_all(
         end = End::PeerAway;
     }
     end
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::args;
+
+    #[tokio::test]
+    async fn a_signal_goes_before_input_that_never_pauses() {
+        let folder = tempfile::tempdir().unwrap();
+        let nowhere = || "unix:/nowhere".parse::<buffstreams::Address>().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        let acked = Connection::builder().delivery(buffstreams::Delivery::Acked);
+        let lines = [
+            Line::Memory(Connection::builder().dial_lazy(nowhere()).unwrap()),
+            Line::Disk(acked.dial_spooled(nowhere(), spool).unwrap()),
+        ];
+        for line in lines {
+            let (chunks, receiver) = mpsc::channel(1);
+            chunks.try_send(Ok(Bytes::from("line\n".repeat(1000)))).unwrap();
+            drop(chunks);
+            let mut messages = Messages::new(receiver, args::Input::Lines, 4096, false);
+            let failures = Failures::new(None, &Report::new()).unwrap();
+            let end = line.send_all(&mut messages, &failures, &mut Signals::raised(), &mut Vec::new()).await;
+            assert!(matches!(end, End::Interrupted), "{end:?}");
+            assert_eq!(line.stats().accepted, 0);
+            line.close(Duration::ZERO).await.unwrap();
+        }
+    }
 }

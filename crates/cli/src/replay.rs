@@ -161,12 +161,16 @@ impl Replay<'_> {
             };
             let number = if self.dial.arguments.one_connection { 0 } else { number };
             let due = self.pacer.due(time, Instant::now());
-            if let Some(due) = due {
-                tokio::select! {
-                    biased;
-                    () = tokio::time::sleep_until(due) => {}
-                    () = signals.first() => return End::Interrupted,
+            let pause = async {
+                if let Some(due) = due {
+                    tokio::time::sleep_until(due).await;
                 }
+            };
+            tokio::select! {
+                biased;
+                // First, for messages that are all due leave it no turn.
+                () = signals.first() => return End::Interrupted,
+                () = pause => {}
             }
             let Some(message) = message else {
                 if !self.dial.arguments.one_connection && !self.let_go(number, signals).await {

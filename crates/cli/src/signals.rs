@@ -30,6 +30,14 @@ impl Signals {
         Ok(Signals { first })
     }
 
+    /// The first signal has come.
+    #[cfg(test)]
+    pub(crate) fn raised() -> Signals {
+        let (sender, first) = oneshot::channel();
+        sender.send(()).expect("it is not dropped");
+        Signals { first }
+    }
+
     /// Waits for the first signal.
     pub(crate) async fn first(&mut self) {
         if (&mut self.first).await.is_err() {
