@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use buffstreams::{Backoff, Connection, FailedMessage, Rejection, Retry, State};
+use buffstreams::{Backoff, Connection, FailedMessage, Rejection, Retry};
 use indicatif::ProgressBar;
 
 use crate::args::{Delivery, SendArguments};
@@ -63,7 +63,10 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
             let failures = Arc::clone(&failures);
             move |failed: FailedMessage| failures.given_up(&failed)
         });
-    let (line, damaged) = Line::open(builder, &arguments, report)?;
+    let (line, damaged) = tokio::select! {
+        opened = Line::open(builder, &arguments, report) => opened?,
+        () = signals.first() => return Err("interrupted before the first connection".into()),
+    };
     if let Some(metrics) = metrics {
         metrics.announce(report)?;
         metrics.serve()?;
@@ -84,7 +87,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         End::PeerAway | End::Interrupted | End::Failed(_) => end,
     };
     // With a spool, nothing is lost by leaving at once where nobody listens.
-    let is_kept = arguments.spool.is_some() && line.state() != State::Connected;
+    let is_kept = arguments.spool.is_some() && line.connected().0 == 0;
     let mut end = end;
     let mut stats = match line.close(if is_kept { Duration::ZERO } else { LAST_WORK }).await {
         Ok(stats) => stats,
@@ -184,9 +187,10 @@ fn watch(line: &Line, length: Option<u64>, report: &Report) -> ProgressBar {
     };
     let state = {
         let line = line.clone();
-        move || match line.state() {
-            State::Connected => "",
-            _ => "  (not connected)",
+        move || match line.connected() {
+            (0, _) => "  (not connected)",
+            (some, all) if some < all => "  (not all connected)",
+            _ => "",
         }
     };
     let bar = progress::line(length, totals, state);

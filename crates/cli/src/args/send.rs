@@ -35,6 +35,7 @@ Examples:
   buffstreams send localhost:5031 unsent.bin --input delimited
   buffstreams send collector:5031 orders.txt --delivery acked --window 1MiB
   buffstreams send collector:5031,standby:5031 orders.txt --delivery acked --patience 1m
+  buffstreams send workers.internal:5031 orders.txt --spread --delivery acked
   buffstreams send collector:5031 orders.txt --tls-ca authority.pem
   echo '{\"celsius\": 21.5}' |
     buffstreams send localhost:5031 --proto reading.proto --type plant.Reading --input json")]
@@ -42,13 +43,22 @@ pub(crate) struct SendArguments {
     /// Where to send: `host:port`, `:port` (this machine), `unix:PATH`; or several with commas between
     ///
     /// Of several, and of the addresses that a name stands for, the first that answers is used. When it is lost, the others
-    /// are tried at once, in order.
+    /// are tried at once, in order. With --spread all of them are used.
     #[arg(value_name = "ADDRESS")]
     pub(crate) endpoints: Endpoints,
 
     /// What to read; `-` is standard input
     #[arg(value_name = "FILE", default_value = "-")]
     pub(crate) file: PathBuf,
+
+    /// Hold a connection to every address, and send each message over the one that has the least in hand
+    ///
+    /// Also to every address that a name stands for. Messages keep their order on each connection, and none across them. One
+    /// that a connection has taken stays with it: where its listener is away, it waits for it as long as --retry-for says,
+    /// and what comes meanwhile goes to the others. It ends early only when all are given up, or if a name cannot be resolved
+    /// at the beginning.
+    #[arg(long)]
+    pub(crate) spread: bool,
 
     #[command(flatten)]
     wire: WireArguments,
@@ -104,6 +114,16 @@ pub(crate) struct SendArguments {
 
 impl SendArguments {
     pub(super) fn check(&self) -> Result<(), Unusable> {
+        if self.spread && self.spool.is_some() {
+            return Err(Unusable::because(
+                "--spool keeps the messages of one connection, and --spread holds several: leave one of them out",
+            ));
+        }
+        if self.spread && self.patience.is_some() {
+            return Err(Unusable::because(
+                "--patience is for a connection that goes to another address, and with --spread none does: leave one of them out",
+            ));
+        }
         self.delivery()?;
         self.framing()?;
         self.input()?;
