@@ -23,6 +23,7 @@
 //! | `buffstreams_connect_failures_total` | counter | attempts | connection | attempts to connect anew that failed |
 //! | `buffstreams_streams_refused_total` | counter | streams | connection | the peer refused the acknowledged stream |
 //! | `buffstreams_streams_resumed_total` | counter | streams | connection | an acknowledged stream went on where it was |
+//! | `buffstreams_streams_moved_total` | counter | streams | connection | an acknowledged stream went on at another endpoint |
 //! | `buffstreams_stalled_connections` | gauge | connections | connection | nothing was settled for [so long](crate::ConnectionBuilder::stall_after) |
 //! | `buffstreams_messages_received_total` | counter | messages | both | given to handlers |
 //! | `buffstreams_received_bytes_total` | counter | bytes | both | of those messages, without prefixes |
@@ -440,6 +441,12 @@ static METRICS: &[Metric] = {
             CONNECTION,
             "How often an acknowledged stream went on where it was, on another socket.",
             Value::One(|sum| sum.sent.resumed),
+        ),
+        Metric::new(
+            ("buffstreams_streams_moved_total", Counter, Count),
+            CONNECTION,
+            "How often an acknowledged stream went on at another endpoint.",
+            Value::One(|sum| sum.sent.moved),
         ),
         Metric::new(
             ("buffstreams_stalled_connections", Gauge, Count),

@@ -225,6 +225,17 @@ impl Spread {
         &self.connections
     }
 
+    /// Waits until all connections are closed, or have given up: until then, messages are accepted.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn closed(&self) {
+        for connection in &*self.connections {
+            connection.closed().await;
+        }
+    }
+
     /// Closes all connections at the same time, as [`Connection::close`]; says what became of everything.
     ///
     /// # Errors
@@ -238,9 +249,7 @@ impl Spread {
         for connection in &*self.connections {
             connection.begin_close(deadline);
         }
-        for connection in &*self.connections {
-            connection.closed().await;
-        }
+        self.closed().await;
         Ok(self.stats())
     }
 }

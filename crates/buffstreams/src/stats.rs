@@ -41,6 +41,8 @@ pub struct Stats {
     pub refused: u64,
     /// How often an acknowledged stream went on where it was, after a socket was lost.
     pub resumed: u64,
+    /// How often an acknowledged stream went on at another [endpoint](crate::Endpoints), as [told](crate::Event::Moved).
+    pub moved: u64,
     failed_for: FailedFor,
 }
 
@@ -59,7 +61,7 @@ impl Stats {
 impl Stats {
     pub(crate) fn new(tally: Tally, stalled: Duration, written_bytes: u64, sockets: Sockets) -> Stats {
         let Tally { recovered, accepted, settled, failed, failed_for, in_flight, in_flight_bytes } = tally;
-        let Sockets { connected, lost, failed_attempts, refused, resumed } = sockets;
+        let Sockets { connected, lost, failed_attempts, refused, resumed, moved } = sockets;
         Stats {
             recovered,
             accepted,
@@ -74,6 +76,7 @@ impl Stats {
             failed_attempts,
             refused,
             resumed,
+            moved,
             failed_for,
         }
     }
@@ -93,6 +96,7 @@ impl Stats {
         self.failed_attempts += other.failed_attempts;
         self.refused += other.refused;
         self.resumed += other.resumed;
+        self.moved += other.moved;
         for (sum, count) in self.failed_for.iter_mut().zip(other.failed_for) {
             *sum += count;
         }
@@ -107,6 +111,7 @@ pub(crate) struct Sockets {
     pub(crate) failed_attempts: u64,
     pub(crate) refused: u64,
     pub(crate) resumed: u64,
+    pub(crate) moved: u64,
 }
 
 /// Counters that are kept live, and read into a snapshot of the same names.

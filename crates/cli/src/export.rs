@@ -10,7 +10,7 @@ use crate::report::Report;
 use crate::{Outcome, Status};
 
 pub(crate) fn run(arguments: &ExportArguments, report: &Arc<Report>) -> Outcome {
-    let output = Output::new(arguments.output(), None, Arc::clone(report))?;
+    let output = Output::new(arguments.output()?, None, Arc::clone(report))?;
     let name = arguments.file.display();
     let file = recording::open(&arguments.file)?;
     let named = |error: std::io::Error| format!("{name}: {error}");

@@ -1,10 +1,10 @@
-//! The way to the peer: a connection with its messages in memory, or one with a spool on disk.
+//! The way to the peers: a connection with its messages in memory, or one with a spool on disk, or a connection to each.
 
 use std::path::Path;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use buffstreams::{Connection, ConnectionBuilder, Error, Refused, Spool, SpooledConnection, State, Stats};
+use buffstreams::{Connection, ConnectionBuilder, Error, Refused, Spool, SpooledConnection, Spread, State, Stats};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
@@ -27,16 +27,20 @@ const IDLE: Duration = Duration::from_millis(100);
 pub(crate) enum Line {
     Memory(Connection),
     Disk(SpooledConnection),
+    Spread(Spread),
 }
 
 impl Line {
     /// Opens the line; with a spool, says what waits there. Returns how many messages are damaged in it.
-    pub(crate) fn open(
+    pub(crate) async fn open(
         builder: ConnectionBuilder,
         arguments: &SendArguments,
         report: &Report,
     ) -> Result<(Line, u64), Error> {
         let endpoints = &arguments.endpoints;
+        if arguments.spread {
+            return Ok((Line::Spread(builder.dial_spread(endpoints).await?), 0));
+        }
         let Some(directory) = &arguments.spool else { return Ok((Line::Memory(builder.dial_lazy(endpoints)?), 0)) };
         let spool = open_spool(directory, arguments)?;
         report.say(format_args!("spool: {} messages to resume", spool.recovered()));
@@ -52,13 +56,20 @@ impl Line {
         match self {
             Line::Memory(connection) => connection.stats(),
             Line::Disk(connection) => connection.stats(),
+            Line::Spread(spread) => spread.stats(),
         }
     }
 
-    pub(crate) fn state(&self) -> State {
+    /// How many connections are so now, and how many there are.
+    pub(crate) fn connected(&self) -> (usize, usize) {
+        let are_connected =
+            |states: &[State]| (states.iter().filter(|state| **state == State::Connected).count(), states.len());
         match self {
-            Line::Memory(connection) => connection.state(),
-            Line::Disk(connection) => connection.state(),
+            Line::Memory(connection) => are_connected(&[connection.state()]),
+            Line::Disk(connection) => are_connected(&[connection.state()]),
+            Line::Spread(spread) => {
+                are_connected(&spread.connections().iter().map(|connection| connection.state()).collect::<Vec<_>>())
+            }
         }
     }
 
@@ -66,6 +77,7 @@ impl Line {
         match self {
             Line::Memory(connection) => connection.refusal(),
             Line::Disk(connection) => connection.refusal(),
+            Line::Spread(spread) => spread.connections().iter().find_map(|connection| connection.refusal()),
         }
     }
 
@@ -74,6 +86,7 @@ impl Line {
         match self {
             Line::Memory(connection) => connection.flush().await.is_ok(),
             Line::Disk(connection) => connection.flush().await.is_ok(),
+            Line::Spread(spread) => spread.flush().await.is_ok(),
         }
     }
 
@@ -81,6 +94,7 @@ impl Line {
         match self {
             Line::Memory(connection) => connection.close(deadline).await,
             Line::Disk(connection) => connection.close(deadline).await,
+            Line::Spread(spread) => spread.close(deadline).await,
         }
     }
 
@@ -94,7 +108,14 @@ impl Line {
         left: &mut Vec<Bytes>,
     ) -> End {
         match self {
-            Line::Memory(connection) => send_all(messages, connection, failures, signals).await,
+            Line::Memory(connection) => {
+                let send = async |message: &[u8]| connection.send(message).await.map(drop);
+                send_all(messages, send, connection.closed(), failures, signals).await
+            }
+            Line::Spread(spread) => {
+                let send = async |message: &[u8]| spread.send(message).await;
+                send_all(messages, send, spread.closed(), failures, signals).await
+            }
             Line::Disk(connection) => spool_all(messages, connection, failures, signals, left).await,
         }
     }
@@ -149,13 +170,22 @@ pub(crate) async fn keep_rest(
     Ok(kept)
 }
 
-async fn send_all(messages: &mut Messages, connection: &Connection, failures: &Failures, signals: &mut Signals) -> End {
+/// `send` accepts a message into memory; `closed` is ready once nothing is accepted any more.
+async fn send_all(
+    messages: &mut Messages,
+    send: impl AsyncFn(&[u8]) -> Result<(), Error>,
+    closed: impl Future<Output = ()>,
+    failures: &Failures,
+    signals: &mut Signals,
+) -> End {
+    let mut closed = pin!(closed);
     loop {
         let next = tokio::select! {
             biased;
-            next = messages.next() => next,
-            () = connection.closed() => return End::PeerAway,
+            // First, for an input that never pauses leaves the others no turn.
             () = signals.first() => return End::Interrupted,
+            next = messages.next() => next,
+            () = &mut closed => return End::PeerAway,
         };
         let message = match next {
             Ok(Some(Item::Message(message))) => message,
@@ -168,7 +198,7 @@ async fn send_all(messages: &mut Messages, connection: &Connection, failures: &F
         };
         tokio::select! {
             biased;
-            sent = connection.send(message) => if let Err(error) = sent {
+            sent = send(message) => if let Err(error) = sent {
                 failures.refused(message, &error);
                 return End::PeerAway;
             },
@@ -212,12 +242,13 @@ async fn spool_all(
         let next = loop {
             tokio::select! {
                 biased;
+                // First, as above.
+                () = signals.first() => break Err(End::Interrupted),
                 next = &mut next, if writing.len() < WRITING && bytes < WRITING_BYTES => break Ok(next),
                 Some(sent) = writing.next(), if !writing.is_empty() => if !written(&mut bytes, sent) {
                     break Err(End::PeerAway);
                 },
                 () = connection.closed() => break Err(End::PeerAway),
-                () = signals.first() => break Err(End::Interrupted),
             }
         };
         match next {
@@ -254,4 +285,36 @@ async fn spool_all(
         end = End::PeerAway;
     }
     end
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::args;
+
+    #[tokio::test]
+    async fn a_signal_goes_before_input_that_never_pauses() {
+        let folder = tempfile::tempdir().unwrap();
+        let nowhere = || "unix:/nowhere".parse::<buffstreams::Address>().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        let acked = Connection::builder().delivery(buffstreams::Delivery::Acked);
+        let lines = [
+            Line::Memory(Connection::builder().dial_lazy(nowhere()).unwrap()),
+            Line::Disk(acked.dial_spooled(nowhere(), spool).unwrap()),
+            Line::Spread(Connection::builder().dial_spread([nowhere(), nowhere()]).await.unwrap()),
+        ];
+        for line in lines {
+            let (chunks, receiver) = mpsc::channel(1);
+            chunks.try_send(Ok(Bytes::from("line\n".repeat(1000)))).unwrap();
+            drop(chunks);
+            let mut messages = Messages::new(receiver, args::Input::Lines, 4096, false);
+            let failures = Failures::new(None, &Report::new()).unwrap();
+            let end = line.send_all(&mut messages, &failures, &mut Signals::raised(), &mut Vec::new()).await;
+            assert!(matches!(end, End::Interrupted), "{end:?}");
+            assert_eq!(line.stats().accepted, 0);
+            line.close(Duration::ZERO).await.unwrap();
+        }
+    }
 }

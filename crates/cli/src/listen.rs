@@ -15,11 +15,11 @@ use buffstreams::{
 
 use crate::args::{ListenArguments, ReceiveArguments};
 use crate::echo::Echo;
-use crate::limits::Refusals;
 use crate::metrics::Metrics;
 use crate::output::{Batch, Output, Over, Received};
 use crate::progress::{self, Totals};
 use crate::recording::Source;
+use crate::refusals::Refusals;
 use crate::report::Report;
 use crate::signals::Signals;
 use crate::{Outcome, Status, tls};
@@ -28,8 +28,8 @@ use crate::{Outcome, Status, tls};
 const LAST_WORK: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Outcome {
-    let framing = arguments.receive.framing("listen");
-    let output = Output::new(arguments.output(), arguments.receive.count, Arc::clone(report))?;
+    let framing = arguments.receive.framing()?;
+    let output = Output::new(arguments.output()?, arguments.receive.count, Arc::clone(report))?;
     receive(arguments.receive, framing, &output, report, || Ok(())).await
 }
 
@@ -42,7 +42,7 @@ pub(crate) async fn receive(
     begin: impl FnOnce() -> io::Result<()>,
 ) -> Outcome {
     let tls = arguments.tls.server()?;
-    let mut signals = Signals::watch()?;
+    let mut signals = Signals::watch(report)?;
     let metrics = Metrics::bind(arguments.metrics.as_ref()).await?;
     let mut builder = Listener::builder();
     if let Some(tls) = tls {

@@ -3,13 +3,19 @@
 //! Drawn by a thread of its own from counters that others keep, so watching costs a message nothing. Where standard error
 //! is not a terminal nothing is drawn at all.
 
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use console::Term;
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, TermLike};
 
 /// How often a line is drawn anew.
 const TICK: Duration = Duration::from_millis(250);
+
+/// How often in a second, at the most, where a bar moves by itself.
+const MOST_OFTEN: u8 = 20;
 
 /// What has gone through so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,7 +26,8 @@ pub(crate) struct Totals {
 
 /// A line with the rate at which `totals` grow, and what `state` has to say. `totals` is told the bar's position.
 ///
-/// With a `length`, in bytes, there is a bar as well; [`ProgressBar::wrap_read`] moves it.
+/// With a `length`, in bytes, there is a bar as well; [`ProgressBar::wrap_read`] moves it. It is for
+/// [`Report::share_with`](crate::report::Report::share_with), before which it must not be moved.
 pub(crate) fn line(
     length: Option<u64>,
     totals: impl Fn(u64) -> Totals + Send + Sync + 'static,
@@ -39,11 +46,77 @@ pub(crate) fn line(
         let _ = write!(out, "{}  {rate}{}", Amount(totals), state());
     };
     let style = ProgressStyle::with_template(template).expect("a template of ours").with_key("rate", rate);
-    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style);
+    let terminal = Term::buffered_stderr();
+    let target = match terminal.is_term() {
+        true => ProgressDrawTarget::term_like_with_hz(
+            Box::new(CursorFirst { terminal, is_behind: AtomicBool::new(false) }),
+            MOST_OFTEN,
+        ),
+        false => ProgressDrawTarget::hidden(),
+    };
+    ProgressBar::with_draw_target(length, target).with_style(style)
+}
+
+/// Draws the line from now on.
+pub(crate) fn start(bar: &ProgressBar) {
     if !bar.is_hidden() {
         bar.enable_steady_tick(TICK);
     }
-    bar
+}
+
+/// A terminal whose cursor waits at the beginning of what was drawn. Behind its end, where it waits otherwise, what the
+/// terminal itself shows, such as `^C`, goes to the next line, and what was drawn stays above it for good.
+#[derive(Debug)]
+struct CursorFirst {
+    terminal: Term,
+    /// Something was drawn behind which the cursor is.
+    is_behind: AtomicBool,
+}
+
+impl TermLike for CursorFirst {
+    fn width(&self) -> u16 {
+        self.terminal.width()
+    }
+
+    fn height(&self) -> u16 {
+        self.terminal.height()
+    }
+
+    fn move_cursor_up(&self, lines: usize) -> io::Result<()> {
+        self.terminal.move_cursor_up(lines)
+    }
+
+    fn move_cursor_down(&self, lines: usize) -> io::Result<()> {
+        self.terminal.move_cursor_down(lines)
+    }
+
+    fn move_cursor_right(&self, columns: usize) -> io::Result<()> {
+        self.terminal.move_cursor_right(columns)
+    }
+
+    fn move_cursor_left(&self, columns: usize) -> io::Result<()> {
+        self.terminal.move_cursor_left(columns)
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.terminal.write_line(text)
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.is_behind.store(true, Ordering::Relaxed);
+        self.terminal.write_str(text)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.terminal.clear_line()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.is_behind.swap(false, Ordering::Relaxed) {
+            self.terminal.write_str("\r")?;
+        }
+        self.terminal.flush()
+    }
 }
 
 /// A count of messages and bytes, for reading.

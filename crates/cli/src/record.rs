@@ -10,7 +10,7 @@ use crate::report::Report;
 use crate::{Outcome, listen, recording};
 
 pub(crate) async fn run(arguments: RecordArguments, report: &Arc<Report>) -> Outcome {
-    let framing = arguments.receive.framing("record");
+    let framing = arguments.receive.framing()?;
     let name = arguments.file.display().to_string();
     let (file, is_new) = recording::create(&arguments.file, arguments.force)?;
     let head = recording::head(&framing);

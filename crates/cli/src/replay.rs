@@ -30,8 +30,8 @@ const LATE: Duration = Duration::from_millis(100);
 const MOST_CLOSING: usize = 1024;
 
 pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Outcome {
-    let wanted = arguments.framing();
-    let tls = arguments.tls.client("replay", std::slice::from_ref(&arguments.address))?;
+    let wanted = arguments.framing()?;
+    let tls = arguments.tls.client()?;
     let name = arguments.file.display();
     let file = recording::open(&arguments.file)?;
     let length = file.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
@@ -41,16 +41,16 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
         move |position| Totals { messages: sent.load(Ordering::Relaxed), bytes: position }
     };
     let bar = progress::line(length, totals, || "");
+    report.share_with(bar.clone());
     let source = BufReader::with_capacity(READ, bar.wrap_read(file));
     let mut recording = Recording::open(source).map_err(|error| format!("{name}: {error}"))?;
     let framing = wanted.unwrap_or(recording.framing());
-    let is_acked = arguments.is_acked(framing);
+    let is_acked = arguments.is_acked(framing)?;
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
-    let mut signals = Signals::watch()?;
+    let mut signals = Signals::watch(report)?;
     if let Some(client) = tls.clone() {
         tls::reload_at_hangup(move || client.reload(), report)?;
     }
-    report.share_with(bar);
 
     let mut replay = Replay {
         dial: Dial { arguments: &arguments, framing, is_acked, tls, failures: Arc::clone(&failures) },
@@ -161,12 +161,16 @@ impl Replay<'_> {
             };
             let number = if self.dial.arguments.one_connection { 0 } else { number };
             let due = self.pacer.due(time, Instant::now());
-            if let Some(due) = due {
-                tokio::select! {
-                    biased;
-                    () = tokio::time::sleep_until(due) => {}
-                    () = signals.first() => return End::Interrupted,
+            let pause = async {
+                if let Some(due) = due {
+                    tokio::time::sleep_until(due).await;
                 }
+            };
+            tokio::select! {
+                biased;
+                // First, for messages that are all due leave it no turn.
+                () = signals.first() => return End::Interrupted,
+                () = pause => {}
             }
             let Some(message) = message else {
                 if !self.dial.arguments.one_connection && !self.let_go(number, signals).await {

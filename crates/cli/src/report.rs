@@ -6,7 +6,8 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
@@ -14,11 +15,16 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
+use crate::progress;
+
 const BURST: f64 = 20.0;
 const PER_SECOND: f64 = 20.0;
 
 /// How often, at most, errors are followed by a count of those left out.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
+
+/// How long an end that waits for nothing waits for the terminal.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// The longest report of one error, in characters; a peer's words could be as long as its message.
 const LONGEST: usize = 1000;
@@ -36,15 +42,29 @@ impl Report {
         Arc::new(Report { limiter: Mutex::new(Limiter::new(Instant::now())), bar: OnceLock::new() })
     }
 
-    /// From now on lines are written above this bar.
+    /// From now on this bar is drawn, and lines are written above it.
     pub(crate) fn share_with(&self, bar: ProgressBar) {
-        self.bar.set(bar).expect("a program has one bar");
+        // Not before lines know of it, or one could be written into it.
+        self.bar.set(bar.clone()).expect("a program has one bar");
+        progress::start(&bar);
     }
 
     /// Takes the bar away for good.
     pub(crate) fn finish(&self) {
         if let Some(bar) = self.bar.get() {
             bar.finish_and_clear();
+        }
+    }
+
+    /// The same where nothing may be waited for: whatever has the terminal may be stuck in it, and the bar is then left there.
+    pub(crate) fn finish_at_once(self: &Arc<Self>) {
+        let (report, (done, is_done)) = (Arc::clone(self), mpsc::channel());
+        let clear = move || {
+            report.finish();
+            let _ = done.send(());
+        };
+        if self.bar.get().is_some() && thread::Builder::new().name("clear".into()).spawn(clear).is_ok() {
+            let _ = is_done.recv_timeout(MOMENT);
         }
     }
 

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use buffstreams::{Backoff, Connection, FailedMessage, Rejection, Retry, State};
+use buffstreams::{Backoff, Connection, FailedMessage, Rejection, Retry};
 use indicatif::ProgressBar;
 
 use crate::args::{Delivery, SendArguments};
@@ -28,10 +28,10 @@ pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) const LAST_WORK: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outcome {
-    let delivery = arguments.delivery();
-    let framing = arguments.framing();
-    let format = arguments.input();
-    let tls = arguments.tls.client("send", arguments.endpoints.addresses())?;
+    let delivery = arguments.delivery()?;
+    let framing = arguments.framing()?;
+    let format = arguments.input()?;
+    let tls = arguments.tls.client()?;
     let (source, length) = open(&arguments.file)?;
     if let Some(failed) = &arguments.failed
         && are_the_same(&arguments.file, failed)
@@ -39,7 +39,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         return Err(format!("{}: to keep failed messages there would empty the input", failed.display()).into());
     }
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
-    let mut signals = Signals::watch()?;
+    let mut signals = Signals::watch(report)?;
     let metrics = Metrics::bind(arguments.metrics.as_ref()).await?;
     let mut builder = match delivery {
         Delivery::Sent => Connection::builder(),
@@ -63,12 +63,17 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
             let failures = Arc::clone(&failures);
             move |failed: FailedMessage| failures.given_up(&failed)
         });
-    let (line, damaged) = Line::open(builder, &arguments, report)?;
+    let (line, damaged) = tokio::select! {
+        opened = Line::open(builder, &arguments, report) => opened?,
+        () = signals.first() => return Err("interrupted before the first connection".into()),
+    };
     if let Some(metrics) = metrics {
         metrics.announce(report)?;
         metrics.serve()?;
     }
-    let bar = watch(&line, length, report);
+    // A line that is drawn again and again would erase what is being typed.
+    let is_typed = arguments.file == Path::new("-") && io::stdin().is_terminal();
+    let bar = if is_typed { ProgressBar::hidden() } else { watch(&line, length, report) };
     let chunks = input::read(bar.wrap_read(source));
     let mut messages = Messages::new(chunks, format, framing.max_message_size(), failures.has_file());
 
@@ -82,7 +87,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         End::PeerAway | End::Interrupted | End::Failed(_) => end,
     };
     // With a spool, nothing is lost by leaving at once where nobody listens.
-    let is_kept = arguments.spool.is_some() && line.state() != State::Connected;
+    let is_kept = arguments.spool.is_some() && line.connected().0 == 0;
     let mut end = end;
     let mut stats = match line.close(if is_kept { Duration::ZERO } else { LAST_WORK }).await {
         Ok(stats) => stats,
@@ -182,9 +187,10 @@ fn watch(line: &Line, length: Option<u64>, report: &Report) -> ProgressBar {
     };
     let state = {
         let line = line.clone();
-        move || match line.state() {
-            State::Connected => "",
-            _ => "  (not connected)",
+        move || match line.connected() {
+            (0, _) => "  (not connected)",
+            (some, all) if some < all => "  (not all connected)",
+            _ => "",
         }
     };
     let bar = progress::line(length, totals, state);

@@ -35,9 +35,9 @@ struct Passed {
 }
 
 pub(crate) async fn run(arguments: TapArguments, report: &Arc<Report>) -> Outcome {
-    let framing = arguments.framing();
-    let output = Output::new(arguments.output(), None, Arc::clone(report))?;
-    let mut signals = Signals::watch()?;
+    let framing = arguments.framing()?;
+    let output = Output::new(arguments.output()?, None, Arc::clone(report))?;
+    let mut signals = Signals::watch(report)?;
     let listener = Listener::bind(&arguments.listen).await?;
     report.say(format_args!("listening on {}", listener.local_address()?));
     let tap = Arc::new(Tap {

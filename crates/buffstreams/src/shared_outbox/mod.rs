@@ -631,6 +631,7 @@ impl SharedOutbox {
             Event::Lost { .. } => sockets.lost += 1,
             Event::Refused { .. } => sockets.refused += 1,
             Event::Resumed { .. } => sockets.resumed += 1,
+            Event::Moved { .. } => sockets.moved += 1,
             _ => {}
         });
         self.events.tell(|| event);

@@ -475,6 +475,7 @@ async fn a_stream_that_cannot_stay_moves_and_says_what_may_be_handled_twice() {
         assert_eq!(second.messages(), (3..10).map(numbered).collect::<Vec<_>>(), "and nothing is lost");
         let stats = in_time("closing", connection.close(DEADLINE)).await.unwrap();
         assert_eq!((stats.accepted, stats.settled, stats.failed), (10, 10, 0));
+        assert_eq!((stats.moved, stats.resumed), (1, 0));
     }
 }
 

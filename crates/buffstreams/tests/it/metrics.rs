@@ -164,6 +164,19 @@ impl<F: FnMut(Message<'_>) -> buffstreams::HandlerResult + Send + 'static> buffs
 }
 
 #[tokio::test]
+async fn a_stream_that_goes_on_elsewhere_is_counted_as_moved() {
+    let name = "moved-of-metrics";
+    let one = Listener::bind("127.0.0.1:0").await.unwrap().spawn(|_: &[u8]| Ok(()));
+    let two = Listener::bind("127.0.0.1:0").await.unwrap().spawn(|_: &[u8]| Ok(()));
+    let builder = Connection::builder().delivery(Delivery::Acked).name(name).backoff(quick());
+    let connection = builder.dial([one.local_address(), two.local_address()]).await.unwrap();
+    Board::now().assert(name, &[("streams_moved_total", 0)]);
+    in_time("one is shut down", one.shutdown(DEADLINE)).await;
+    until("it goes on elsewhere", || connection.stats().moved == 1).await;
+    Board::now().assert(name, &[("streams_moved_total", 1), ("streams_resumed_total", 0)]);
+}
+
+#[tokio::test]
 async fn connections_tell_what_became_of_their_messages_as_long_as_they_live_and_after() {
     let name = "connections-of-metrics";
     let dial = || Connection::builder().delivery(Delivery::Acked).name(name).backoff(quick());

@@ -1,6 +1,7 @@
 //! Messages spread over several connections: who gets them, and what becomes of them where one is slow or dies.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use buffstreams::{
     Backoff, Bytes, Connection, ConnectionBuilder, Delivery, ErrorKind, FailedMessage, FailedReason, Listener,
     Overflow, Peer, Prefix, Retry, Server, Service, State, async_handler,
 };
+use futures_util::FutureExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -266,4 +268,19 @@ async fn of_one_that_dies_every_message_is_accounted_for_and_the_others_go_on() 
     assert_eq!(spread.connections()[0].state(), State::Closed);
     spread.send(&message(0)).await.unwrap();
     in_time("closing", spread.close(PATIENCE)).await.unwrap();
+}
+
+#[tokio::test]
+async fn it_is_closed_when_the_last_connection_has_given_up() {
+    let [(one, one_address), (two, two_address)] = [serve(Recorder::default()).await, serve(Recorder::default()).await];
+    let spread = builder().retry(Retry::Never).dial_spread([&one_address, &two_address]).await.unwrap();
+    until("both are connected", || spread.stats().connected == 2).await;
+    let mut closed = pin!(spread.closed());
+    one.shutdown(Duration::ZERO).await;
+    in_time("one gives up", spread.connections()[0].closed()).await;
+    assert!(closed.as_mut().now_or_never().is_none(), "the other one takes messages");
+    spread.send(&message(0)).await.unwrap();
+    two.shutdown(Duration::ZERO).await;
+    in_time("both have given up", closed).await;
+    assert_eq!(spread.send(&message(1)).await.unwrap_err().kind(), ErrorKind::Closed);
 }

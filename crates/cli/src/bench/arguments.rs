@@ -1,16 +1,28 @@
 //! What `bench` takes.
 
 use std::path::PathBuf;
+use std::slice;
 use std::time::Duration;
 
 use buffstreams::{Address, Framing};
 use clap::{Args, ValueEnum};
 
 use super::message::Sizes;
-use crate::args::{DeliveryLevel, WireArguments, parse_duration, unusable};
-use crate::tls::SendTls;
+use crate::args::{DeliveryLevel, SendTls, Unusable, WireArguments, parse_duration};
 
+/// Put load on a listener, and measure how long answers take
+///
+/// Messages are due at a given rate whatever becomes of them, and latency counts from when they were due: a stall shows
+/// in every message that it held up. The answer to a message is its echo, whose every byte is compared, or its
+/// acknowledgement. Ends with 0 only if every message that was sent was answered.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  buffstreams listen :5031 --echo --output none
+  buffstreams bench localhost:5031 --rate 100k
+  buffstreams bench localhost:5031 --rate 10k --connections 50 --size 64..4KiB --html bench.html
+  buffstreams bench localhost:5031 --by acks --rate 100k --json
+  buffstreams bench localhost:5031 --duration 30s")]
 pub(crate) struct BenchArguments {
     /// Whom to send to: `host:port`, `:port` (this machine), `unix:PATH`
     pub(super) address: Address,
@@ -79,29 +91,33 @@ pub(crate) enum By {
 }
 
 impl BenchArguments {
-    pub(super) fn is_acked(&self) -> bool {
-        match (self.delivery, self.by) {
-            (None, by) => by == By::Acks,
-            (Some(DeliveryLevel::Sent), By::Acks) => unusable("bench", "--by acks needs --delivery acked"),
-            (Some(level), _) => level == DeliveryLevel::Acked,
+    pub(crate) fn check(&self) -> Result<(), Unusable> {
+        if matches!((self.delivery, self.by), (Some(DeliveryLevel::Sent), By::Acks)) {
+            return Err(Unusable::because("--by acks needs --delivery acked"));
         }
+        self.framing()?;
+        if self.duration.is_zero() {
+            return Err(Unusable::because("--duration 0 measures nothing"));
+        }
+        self.tls.check(slice::from_ref(&self.address))
     }
 
-    pub(super) fn framing(&self) -> Framing {
-        let framing = self.wire.framing("bench");
+    pub(super) fn is_acked(&self) -> bool {
+        self.delivery.map_or(self.by == By::Acks, |level| level == DeliveryLevel::Acked)
+    }
+
+    pub(super) fn framing(&self) -> Result<Framing, Unusable> {
+        let framing = self.wire.framing()?;
         if self.is_acked() {
-            self.wire.check_acked("bench");
+            self.wire.check_acked()?;
         }
         let (most, allowed) = (self.size.most, framing.max_message_size());
         if most > allowed {
-            unusable(
-                "bench",
-                format_args!(
-                    "--size {most} is over the maximum of {allowed}: add --max-message-size {most} here and at the listener"
-                ),
-            );
+            return Err(Unusable::because(format_args!(
+                "--size {most} is over the maximum of {allowed}: add --max-message-size {most} here and at the listener"
+            )));
         }
-        framing
+        Ok(framing)
     }
 
     pub(super) fn whole_time(&self) -> Duration {

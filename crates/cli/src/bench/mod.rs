@@ -17,7 +17,6 @@ mod table;
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -26,7 +25,6 @@ use buffstreams::{Connection, Framing, Retry, State, TlsClient, per_connection};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use crate::args::unusable;
 use crate::report::Report;
 use crate::signals::Signals;
 use crate::{Outcome, Status, tls};
@@ -49,15 +47,12 @@ const MANY: usize = 8;
 const LAST_WORK: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outcome {
-    let framing = arguments.framing();
-    if arguments.duration.is_zero() {
-        unusable("bench", "--duration 0 measures nothing");
-    }
-    let tls = arguments.tls.client("bench", slice::from_ref(&arguments.address))?;
+    let framing = arguments.framing()?;
+    let tls = arguments.tls.client()?;
     if let Some(client) = tls.clone() {
         tls::reload_at_hangup(move || client.reload(), report)?;
     }
-    let mut signals = Signals::watch()?;
+    let mut signals = Signals::watch(report)?;
     let hearing = Hearing::new(Content::new(arguments.size), arguments.connections, arguments.by == By::Echo);
     let connections = tokio::select! {
         opened = open(&arguments, framing, tls, &hearing) => opened?,

@@ -34,7 +34,7 @@ pub(crate) async fn run(arguments: TopArguments, report: &Arc<Report>) -> Outcom
             _ => Ok(Status::Success),
         };
     }
-    let mut signals = Signals::watch()?;
+    let mut signals = Signals::watch(report)?;
     let mut terminal = ratatui::try_init()?;
     let shown = show(&arguments, &mut terminal, &mut signals).await;
     ratatui::try_restore()?;

@@ -119,6 +119,7 @@ fn rows(sample: &Sample, role: Role) -> Vec<Row> {
             let row = row.some(get("connection_losses_total"), "lost");
             let row = row.some(get("connect_failures_total"), "attempts failed");
             let row = row.some(get("streams_resumed_total"), "resumed");
+            let row = row.some(get("streams_moved_total"), "moved");
             let refused = get("streams_refused_total");
             let row = if refused > 0 { row.trouble(refused, "refused", &[]) } else { row };
             let mut rows = vec![row, account(Row::new("messages"))];

@@ -42,3 +42,33 @@ fn send_shows_a_rate_for_a_pipe_on_a_terminal_and_that_nobody_is_there() {
     sender.write(b"hello\n");
     sender.wait_stderr("the state", |text| contains(text, "1 messages, 6 B  ").and(contains(text, "(not connected)")));
 }
+
+#[test]
+fn the_progress_line_is_gone_after_a_signal_and_after_a_second_one_that_ends_it_at_once() {
+    /// The cursor is at the beginning of an empty line.
+    const CLEAN: &str = "\r\x1b[2K";
+    let folder = Folder::new();
+    let address = format!("unix:{}", folder.path("nobody").display());
+    let start = || {
+        let mut sender = Program::start_on_terminal(["send", &address, "--retry-for", "1h"]);
+        sender.write(b"hello\n");
+        let is_drawn = |text: &[u8]| contains(text, "(not connected)").filter(|()| text.ends_with(b"\r"));
+        sender.wait_stderr("a line, with the cursor at its beginning", is_drawn);
+        sender
+    };
+    let sender = start();
+    sender.signal(Signal::INT);
+    sender.signal(Signal::TERM);
+    let ended = sender.end();
+    assert!(matches!(ended.code(), Some(130 | 143)), "{:?}", ended.status);
+    // Nothing came behind it, or a warning with its line.
+    assert!([CLEAN, "\r\n"].iter().any(|end| ended.stderr.ends_with(end)), "{:?}", ended.stderr);
+
+    let listener = Program::start_on_terminal(["listen", "127.0.0.1:0"]);
+    listener.wait_stderr("a line, with the cursor at its beginning", |text| {
+        contains(text, "msg/s").filter(|()| text.ends_with(b"\r"))
+    });
+    listener.signal(Signal::INT);
+    let ended = listener.end();
+    assert!(ended.stderr.ends_with(&format!("{CLEAN}received 0 messages, 0 bytes\r\n")), "{:?}", ended.stderr);
+}

@@ -88,6 +88,11 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         (&["send", "localhost:1,"], "has no port"),
         (&["listen", "localhost:1,localhost:2"], "more than one"),
         (&["send", "localhost:1", "--patience", "1m"], "--delivery acked"),
+        (
+            &["send", "localhost:1", "--spread", "--delivery", "acked", "--spool", "outgoing"],
+            "keeps the messages of one",
+        ),
+        (&["send", "localhost:1", "--spread", "--delivery", "acked", "--patience", "1m"], "goes to another address"),
         (&["send", "localhost:1", "--input", "none"], "none"),
         (&["send", "localhost:1", "--input", "json"], "--type"),
         (&["send", "localhost:1", "--retry-for", "30"], "500ms"),

@@ -1,14 +1,13 @@
 //! The limits of `listen`: what strangers may do, as options. The library has a table of them; their defaults are its own.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use buffstreams::{IpNet, ListenerBuilder, ReceivedStats};
+use buffstreams::{IpNet, ListenerBuilder};
 use clap::Args;
 
-use crate::args::{parse_duration, parse_size};
+use super::quantities::{parse_duration, parse_size};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
@@ -123,33 +122,6 @@ impl ListenLimits {
     }
 }
 
-/// Who was refused, in words; nothing if nobody was.
-pub(crate) struct Refusals(pub(crate) ReceivedStats);
-
-impl Refusals {
-    pub(crate) fn are_any(&self) -> bool {
-        self.0.refused > 0
-    }
-}
-
-impl fmt::Display for Refusals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reasons = [
-            (self.0.refused_not_allowed, "not allowed"),
-            (self.0.refused_too_many, "too many"),
-            (self.0.refused_from_address, "too many from one address"),
-            (self.0.refused_handshakes, "too many TLS handshakes"),
-            (self.0.refused_stopping, "too late"),
-        ];
-        write!(f, "refused {} connections", self.0.refused)?;
-        let some = reasons.into_iter().filter(|(count, _)| *count > 0);
-        for (index, (count, reason)) in some.enumerate() {
-            write!(f, "{}{count} {reason}", if index == 0 { ": " } else { ", " })?;
-        }
-        Ok(())
-    }
-}
-
 /// The same, or `none`.
 fn lifted<T>(
     parse: fn(&str) -> Result<T, String>,
@@ -220,7 +192,7 @@ mod tests {
     #[test]
     fn the_defaults_that_the_help_names_are_those_of_the_library() {
         let command: Command = Line::command();
-        let table = include_str!("../../buffstreams/limits.md");
+        let table = include_str!("../../../buffstreams/limits.md");
         let mut named = 0;
         for row in table.lines().filter_map(|line| line.strip_prefix("| `")) {
             let cells: Vec<_> = row.split(" | ").collect();
@@ -234,13 +206,5 @@ mod tests {
             named += 1;
         }
         assert_eq!(named, command.get_arguments().filter(|option| option.get_id() != "tls_cert").count());
-    }
-
-    #[test]
-    fn refusals_are_told_by_their_reasons() {
-        assert!(!Refusals(ReceivedStats::default()).are_any());
-        let mut stats = ReceivedStats::default();
-        (stats.refused, stats.refused_too_many, stats.refused_stopping) = (3, 2, 1);
-        assert_eq!(Refusals(stats).to_string(), "refused 3 connections: 2 too many, 1 too late");
     }
 }
