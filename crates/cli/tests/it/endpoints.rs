@@ -39,7 +39,7 @@ fn acknowledged_lines_are_all_printed_where_the_second_listener_takes_over_and_t
     let writer = Numbers::start(sender.take_stdin());
     first.wait_lines(1000);
     // Stopped, it takes lines and prints none, so some are in flight when it is killed.
-    first.signal(Signal::STOP);
+    first.stop();
     std::thread::sleep(Duration::from_millis(50));
     first.signal(Signal::KILL);
     let first = first.end();
@@ -88,7 +88,7 @@ fn a_spread_sends_over_all_of_its_connections_and_goes_on_without_one_that_is_ki
     first.wait_lines(1000);
     second.wait_lines(1000);
     // Stopped, it takes its share and prints none of it, so some are in flight when it is killed.
-    first.signal(Signal::STOP);
+    first.stop();
     let lines = |text: &[u8]| text.iter().filter(|byte| **byte == b'\n').count();
     let printed = second.wait_stdout("lines", |text| Some(lines(text)));
     second.wait_lines(printed + 1000);

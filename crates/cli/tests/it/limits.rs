@@ -94,7 +94,7 @@ fn a_sender_that_hangs_at_a_signal_is_told_of_and_nothing_has_failed() {
     let mut sender = Program::start(["send", &address, "--delivery", "acked"]);
     sender.write(b"one\n");
     listener.wait_lines(1);
-    sender.signal(Signal::STOP);
+    sender.stop();
     listener.signal(Signal::TERM);
     let ended = listener.end();
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr);

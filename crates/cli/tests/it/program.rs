@@ -194,6 +194,20 @@ impl Program {
         rustix::process::kill_process(id, signal).unwrap();
     }
 
+    /// Stops it, and waits until none of its threads runs any more: the signal alone is only a request.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::STOP);
+        let is_stopped = |thread: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            stat.rsplit_once(") ").unwrap().1.starts_with('T')
+        };
+        let deadline = Instant::now() + DEADLINE;
+        while !std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().all(is_stopped) {
+            assert!(Instant::now() < deadline, "it was not stopped");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Waits until what it printed satisfies `look`.
     pub(crate) fn wait_stdout<T>(&self, what: &str, look: impl FnMut(&[u8]) -> Option<T>) -> T {
         self.stdout.wait(what, look)
