@@ -65,7 +65,7 @@
 //! | what the other side sends back | [`ConnectionBuilder::handler`] |
 //! | to know that messages were handled | [`Delivery::Acked`], [`HandlerError::rejected`], [`Message::number`] |
 //! | messages that outlive the process | the feature `spool`, and `Spool` |
-//! | TLS, and to know who the other side is | the feature `tls`: `TlsServer`, `TlsClient`; [`Peer::identity`] |
+//! | TLS, and to know who the other side is | the feature `tls` (by ring), or `tls-aws-lc` (by AWS-LC, also where both are on): `TlsServer`, `TlsClient`; [`Peer::identity`] |
 //! | to limit what strangers may have | [the table](ListenerBuilder#limits), [`MemoryBudget`], [`ReceivedStats`] |
 //! | to stop in good order | [`Server::shutdown`], [`ShutdownReport`], [`Connection::close`] |
 //! | several receivers: one after the other, or all at once | [`Endpoints`], [`ConnectionBuilder::dial_spread`] |

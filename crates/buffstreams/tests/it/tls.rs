@@ -216,6 +216,39 @@ async fn a_client_that_may_not_come_is_told_why_before_anything_counts_as_sent()
 }
 
 #[tokio::test]
+async fn a_client_offers_what_only_aws_lc_can_do_if_that_feature_is_on_and_else_does_not() {
+    let authority = authority();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = Address::from(listener.local_addr().unwrap());
+    let _connection = Connection::builder().tls(authority.client()).dial_lazy(&address).unwrap();
+    let (mut client, _) = in_time("it comes", listener.accept()).await.unwrap();
+    let mut header = [0; 5];
+    in_time("its first word", client.read_exact(&mut header)).await.unwrap();
+    let mut hello = vec![0; usize::from(u16::from_be_bytes([header[3], header[4]]))];
+    in_time("the rest of that", client.read_exact(&mut hello)).await.unwrap();
+    let groups = key_exchanges(&hello);
+    let (x25519, x25519_with_ml_kem) = (0x001d, 0x11ec);
+    assert!(groups.contains(&x25519), "{groups:04x?}");
+    assert_eq!(groups.contains(&x25519_with_ml_kem), cfg!(feature = "tls-aws-lc"), "{groups:04x?}");
+}
+
+/// The groups of a ClientHello, by their numbers.
+fn key_exchanges(hello: &[u8]) -> Vec<u16> {
+    let number = |at: usize| u16::from_be_bytes([hello[at], hello[at + 1]]);
+    // Kind, length, version and random; then session id, cipher suites and compression, each with its length.
+    let mut at = 4 + 2 + 32;
+    at += 1 + usize::from(hello[at]);
+    at += 2 + usize::from(number(at));
+    at += 1 + usize::from(hello[at]) + 2;
+    let supported_groups = 10;
+    while number(at) != supported_groups {
+        at += 4 + usize::from(number(at + 2));
+    }
+    let count = usize::from(number(at + 4)) / 2;
+    (0..count).map(|index| number(at + 6 + 2 * index)).collect()
+}
+
+#[tokio::test]
 async fn handlers_see_who_the_other_side_is() {
     let authority = authority();
     authority.issue("client", &["client.example", "spiffe://example/sensor"]);

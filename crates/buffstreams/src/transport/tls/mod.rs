@@ -29,6 +29,7 @@ use crate::error::{Error, ErrorKind};
 /// The versions that are spoken.
 const VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
+/// The cryptography of the feature that is on; of both, that of AWS-LC.
 fn provider() -> Arc<CryptoProvider> {
     #[cfg(feature = "tls-aws-lc")]
     let provider = rustls::crypto::aws_lc_rs::default_provider();
