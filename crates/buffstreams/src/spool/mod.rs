@@ -174,9 +174,12 @@ impl Spool {
     }
 
     fn open_with(directory: &Path, max_bytes: u64) -> Result<Spool> {
-        let store = Store::open(directory)?;
+        Spool::look_through(Store::open(directory)?, directory, max_bytes)
+    }
+
+    fn look_through(store: Store, directory: &Path, max_bytes: u64) -> Result<Spool> {
         let state = store.state()?;
-        let gone = store.gone()?.into_iter().filter(|number| *number >= state.done).collect();
+        let gone = store.gone()?.into_iter().collect();
         let mut found = Vec::new();
         let mut largest = 0;
         store.records(|first, record| {
@@ -215,6 +218,7 @@ impl Spool {
             }
         }
         missing(expected, state.end, why);
+        store.find(extents.iter().map(|extent: &Extent| extent.first))?;
         let mut state = state;
         state.end = state.end.max(expected);
         let failed = store.failed_size()?;
@@ -390,7 +394,7 @@ impl Spool {
             );
             return Err(Error::new(ErrorKind::Spool, text));
         }
-        if self.largest > max && !self.extents.is_empty() {
+        if self.largest > max {
             let largest = self.largest;
             let text = format!(
                 "the spool {directory} holds a message of {largest} bytes, over the maximum of {max}: raise it"
@@ -405,5 +409,7 @@ impl Spool {
     }
 }
 
+#[cfg(test)]
+mod keeper_tests;
 #[cfg(test)]
 mod tests;

@@ -61,21 +61,23 @@ impl Store {
 
     /// Opens the store in a directory, which is made if it is not there.
     pub(super) fn open(directory: &Path) -> Result<Store> {
-        let named = |text: String| Error::new(ErrorKind::Spool, format!("the spool {}: {text}", directory.display()));
-        std::fs::create_dir_all(directory).map_err(|error| named(format!("cannot be made: {error}")).because(error))?;
+        let failed = |what: &str, error: std::io::Error| about(directory, format!("{what}: {error}")).because(error);
+        std::fs::create_dir_all(directory).map_err(|error| failed("cannot be made", error))?;
         let path = directory.join(FILE);
-        let open = || Builder::new().set_cache_size(CACHE).create(&path);
+        let store = Store::opened(directory, || Builder::new().set_cache_size(CACHE).create(&path))?;
+        sync(directory).map_err(|error| failed("cannot be made to last", error))?;
+        Ok(store)
+    }
+
+    fn opened(directory: &Path, open: impl FnOnce() -> Result<Database, DatabaseError>) -> Result<Store> {
         // A damaged file must not take the process with it.
         match catch_unwind(AssertUnwindSafe(open)) {
-            Ok(Ok(database)) => {
-                sync(directory).map_err(|error| named(format!("cannot be made to last: {error}")).because(error))?;
-                Ok(Store { database, directory: directory.to_owned() })
-            }
+            Ok(Ok(database)) => Ok(Store { database, directory: directory.to_owned() }),
             Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => {
-                Err(named("is in use; one process at a time can have it".into()))
+                Err(about(directory, "is in use; one process at a time can have it"))
             }
-            Ok(Err(error)) => Err(named(format!("cannot be opened: {error}")).because(error)),
-            Err(_) => Err(named(format!("cannot be opened: {FILE} is damaged"))),
+            Ok(Err(error)) => Err(about(directory, format!("cannot be opened: {error}")).because(error)),
+            Err(_) => Err(about(directory, format!("cannot be opened: {FILE} is damaged"))),
         }
     }
 
@@ -135,6 +137,22 @@ impl Store {
         })
     }
 
+    /// That each of these records is found by its number, and so whatever is added comes behind them.
+    ///
+    /// # Errors
+    ///
+    /// Damage between the records hides one that is still there.
+    pub(super) fn find(&self, firsts: impl Iterator<Item = u64>) -> Result<()> {
+        self.read(|transaction| {
+            let table = transaction.open_table(RECORDS)?;
+            for first in firsts {
+                let hidden = || corrupted(record_of(first), "it is there, and is not found by its number");
+                table.get(first)?.ok_or_else(hidden)?;
+            }
+            Ok(())
+        })
+    }
+
     /// The record with this first number.
     pub(super) fn record(&self, first: u64) -> Result<Record> {
         self.read(|transaction| {
@@ -174,12 +192,10 @@ impl Store {
 
     /// An error of the store is one of the spool, and so is a panic over a damaged file.
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T> {
-        let named =
-            |text: String| Error::new(ErrorKind::Spool, format!("the spool {}: {text}", self.directory.display()));
         match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(result)) => Ok(result),
-            Ok(Err(error)) => Err(named(error.to_string()).because(error)),
-            Err(_) => Err(named(format!("{FILE} is damaged"))),
+            Ok(Err(error)) => Err(about(&self.directory, &error).because(error)),
+            Err(_) => Err(about(&self.directory, format!("{FILE} is damaged"))),
         }
     }
 
@@ -215,10 +231,23 @@ fn sync(_: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+fn about(directory: &Path, what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Spool, format!("the spool {}: {what}", directory.display()))
+}
+
 fn corrupted(what: impl std::fmt::Display, why: impl std::fmt::Display) -> redb::Error {
     StorageError::Corrupted(format!("{what}: {why}")).into()
 }
 
 fn record_of(first: u64) -> String {
     format!("the record that begins with message {first}")
+}
+
+#[cfg(test)]
+impl Store {
+    /// On a disk of a test's own.
+    pub(super) fn on(disk: impl redb::StorageBackend) -> Result<Store> {
+        let open = || Builder::new().set_cache_size(CACHE).create_with_backend(disk);
+        Store::opened(Path::new("on a disk of its own"), open)
+    }
 }
