@@ -430,6 +430,7 @@ mod tests {
         route.begin_round();
         let there = route.connect(Duration::MAX).await.unwrap().unwrap().at.unwrap();
         assert_eq!(there.place, Place::Tcp(second));
+        assert!(!route.release(), "it stays there no more");
         assert_eq!(route.granted(&there), Some(at));
     }
 

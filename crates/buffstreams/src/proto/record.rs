@@ -334,6 +334,19 @@ mod tests {
         }
 
         #[test]
+        fn a_state_of_another_format_or_that_cannot_be_is_refused(stream in any::<u128>(), end in 1..u64::MAX, format in any::<u32>()) {
+            let state = SpoolState { stream, starts: 1, end, done: end, unsent: 0 };
+            for impossible in [SpoolState { done: 0, ..state }, SpoolState { done: end + 1, ..state }] {
+                prop_assert_eq!(SpoolState::read(&impossible.write()), Err(Unreadable::Malformed));
+            }
+            let mut bytes = state.write();
+            bytes[4..8].copy_from_slice(&format.to_le_bytes());
+            sign(0, &mut bytes);
+            let expected = if format == SpoolState::FORMAT { Ok(state) } else { Err(Unreadable::Format(format)) };
+            prop_assert_eq!(SpoolState::read(&bytes), expected);
+        }
+
+        #[test]
         fn a_refused_message_is_read_as_it_was_written(code in any::<u32>(), text in ".{0,80}", message in any::<Vec<u8>>(), number in any::<u64>()) {
             let refused = RefusedRecord { rejection: Rejection { code, text }, seconds: 1_800_000_000, message: message.into() };
             let bytes = Bytes::from(refused.write(number));

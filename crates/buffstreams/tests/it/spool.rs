@@ -132,11 +132,12 @@ async fn messages_are_added_without_a_connection() {
 async fn one_at_a_time_has_a_spool_open() {
     let folder = tempfile::tempdir().unwrap();
     let first = Spool::open(folder.path()).unwrap();
+    let stream = first.stream_id();
     let error = Spool::open(folder.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Spool);
     assert!(error.to_string().contains("in use"), "{error}");
     drop(first);
-    drop(Spool::open(folder.path()).unwrap());
+    assert_eq!(Spool::open(folder.path()).unwrap().stream_id(), stream);
 }
 
 #[tokio::test]
@@ -258,6 +259,7 @@ async fn a_damaged_record_is_told_with_what_was_lost_and_the_others_arrive() {
     let recorder = Recorder::default();
     let server = serve(&recorder).await;
     let connection = builder().dial_spooled(server.local_address(), spool).unwrap();
+    in_time("nobody waits for what is lost", connection.flush()).await.unwrap();
     connection.send(b"the message with number 10").await.unwrap();
     in_time("it is flushed", connection.flush()).await.unwrap();
     assert_eq!(close(connection, DEADLINE).await.settled, 8);
@@ -421,7 +423,7 @@ async fn sends_of_many_threads_are_not_refused_while_there_is_room() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_one_message_learns_that_the_connection_is_closed() {
+async fn whoever_waits_for_messages_learns_that_the_connection_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let connection = dial(nobody().await, folder.path());
     let receipt = connection.send(b"hello").await.unwrap();
@@ -429,10 +431,17 @@ async fn whoever_waits_for_one_message_learns_that_the_connection_is_closed() {
         let connection = connection.clone();
         async move { connection.settled(receipt).await }
     });
+    let another = tokio::spawn({
+        let connection = connection.clone();
+        async move { connection.flush().await }
+    });
     close(connection, Duration::ZERO).await;
-    let error = in_time("it is told", waiter).await.unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Closed);
-    assert!(error.to_string().contains("in the spool"), "{error}");
+    let waited = in_time("it is told", waiter).await.unwrap();
+    let flushed = in_time("it is told", another).await.unwrap();
+    for error in [waited.unwrap_err(), flushed.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Closed);
+        assert!(error.to_string().contains("in the spool"), "{error}");
+    }
 }
 
 #[tokio::test]
