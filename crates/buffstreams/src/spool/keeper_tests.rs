@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ struct Platter {
     is_held: bool,
     waits: bool,
     is_broken: bool,
+    /// As the store may over what is damaged.
+    panics: bool,
 }
 
 impl Disk {
@@ -46,7 +48,7 @@ impl Disk {
     }
 
     fn platter(&self) -> MutexGuard<'_, Platter> {
-        self.0.0.lock().unwrap()
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is on it, whether it would outlive a power cut or not.
@@ -90,10 +92,15 @@ impl Disk {
     fn break_down(&self) {
         self.platter().is_broken = true;
     }
+
+    fn panic(&self) {
+        self.platter().panics = true;
+    }
 }
 
 impl Platter {
     fn check(&self) -> io::Result<()> {
+        assert!(!self.panics, "as a store that finds what cannot be");
         if self.is_broken { Err(io::Error::other("the disk is broken")) } else { Ok(()) }
     }
 }
@@ -111,8 +118,9 @@ impl StorageBackend for Disk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.platter().check()?;
-        self.platter().written.resize(len as usize, 0);
+        let mut platter = self.platter();
+        platter.check()?;
+        platter.written.resize(len as usize, 0);
         Ok(())
     }
 
@@ -251,6 +259,19 @@ async fn when_a_write_fails_whoever_waits_is_told_and_nothing_more_is_accepted_o
     assert_eq!(error.kind(), ErrorKind::Spool);
     let left = disk.after_power_cut().spool();
     assert_eq!((left.recovered(), left.next_number()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_store_that_panics_is_a_broken_spool_and_takes_nobody_with_it() {
+    let disk = Disk::default();
+    let connection = builder().dial_spooled(NOBODY, disk.spool()).unwrap();
+    in_time("it is written", connection.send(b"kept")).await.unwrap();
+    disk.panic();
+    let error = in_time("it is told", connection.send(b"lost")).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Spool && error.to_string().contains("is damaged"), "{error}");
+    let error = in_time("closing", connection.close(PATIENCE)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Spool);
+    assert_eq!(disk.after_power_cut().spool().recovered(), 1);
 }
 
 /// Rejects what is bad and finishes what is slow as soon as it is permitted to, and never finishes what is stuck.

@@ -50,7 +50,8 @@ impl Change {
 
 #[derive(Debug)]
 pub(super) struct Store {
-    database: Database,
+    /// There until it is dropped.
+    database: Option<Database>,
     directory: PathBuf,
 }
 
@@ -72,7 +73,7 @@ impl Store {
     fn opened(directory: &Path, open: impl FnOnce() -> Result<Database, DatabaseError>) -> Result<Store> {
         // A damaged file must not take the process with it.
         match catch_unwind(AssertUnwindSafe(open)) {
-            Ok(Ok(database)) => Ok(Store { database, directory: directory.to_owned() }),
+            Ok(Ok(database)) => Ok(Store { database: Some(database), directory: directory.to_owned() }),
             Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => {
                 Err(about(directory, "is in use; one process at a time can have it"))
             }
@@ -190,6 +191,10 @@ impl Store {
         })
     }
 
+    fn database(&self) -> &Database {
+        self.database.as_ref().expect("it is there until it is dropped")
+    }
+
     /// An error of the store is one of the spool, and so is a panic over a damaged file.
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T> {
         match catch_unwind(AssertUnwindSafe(work)) {
@@ -201,7 +206,7 @@ impl Store {
 
     fn write<T>(&self, change: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>) -> Result<T> {
         self.guarded(|| {
-            let mut transaction = self.database.begin_write()?;
+            let mut transaction = self.database().begin_write()?;
             // Without this, the whole file is repaired after a crash, and given up for one damaged bit in it.
             transaction.set_quick_repair(true);
             let made = change(&transaction)?;
@@ -211,7 +216,15 @@ impl Store {
     }
 
     fn read<T>(&self, look: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>) -> Result<T> {
-        self.guarded(|| look(&self.database.begin_read()?))
+        self.guarded(|| look(&self.database().begin_read()?))
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let database = self.database.take();
+        // What has panicked over a damaged file does so again when it is put away.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
     }
 }
 

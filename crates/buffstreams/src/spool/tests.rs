@@ -127,9 +127,10 @@ fn damage_between_the_records_is_no_panic_and_hides_none_of_them_from_whoever_as
     };
     let between: Vec<_> = (0..image.len()).step_by(PAGE).filter(is_between).collect();
     let anywhere = between.iter().flat_map(|page| *page..*page + PAGE).step_by(997);
-    // Where records are found by their names, those of most stand together.
-    let indexes = between.iter().map(|page| finds(page, &names)).filter(|found| found.len() > names.len() / 2);
-    for places in [anywhere.collect::<Vec<_>>(), indexes.flatten().step_by(3).collect()] {
+    // Where records are found by their names, those of most stand together, behind a head that says how many there are.
+    let indexes = between.iter().map(|page| (*page, finds(page, &names))).filter(|(_, found)| found.len() > 50);
+    let in_indexes = indexes.flat_map(|(page, found)| (page..page + 8).chain(found.into_iter().step_by(3)));
+    for places in [anywhere.collect::<Vec<_>>(), in_indexes.collect()] {
         let mut outcomes = Outcomes::default();
         for (trial, at) in places.iter().enumerate() {
             let mut bytes = image.clone();
