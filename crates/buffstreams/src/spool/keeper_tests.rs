@@ -274,6 +274,18 @@ async fn a_store_that_panics_is_a_broken_spool_and_takes_nobody_with_it() {
     assert_eq!(disk.after_power_cut().spool().recovered(), 1);
 }
 
+#[tokio::test]
+async fn a_record_that_cannot_be_read_any_more_ends_the_connection_which_says_so() {
+    let disk = Disk::default();
+    let mut spool = disk.spool();
+    assert_eq!(spool.append(["gone"]).unwrap(), 1);
+    spool.store.commit(&Change { remove: vec![1], ..Change::default() }, spool.state).unwrap();
+    let connection = builder().dial_spooled(NOBODY, spool).unwrap();
+    in_time("it is over", connection.closed()).await;
+    let error = in_time("closing", connection.close(PATIENCE)).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Spool && error.to_string().contains("not there any more"), "{error}");
+}
+
 /// Rejects what is bad and finishes what is slow as soon as it is permitted to, and never finishes what is stuck.
 async fn judge(permits: &Arc<Semaphore>) -> Server {
     let permits = Arc::clone(permits);

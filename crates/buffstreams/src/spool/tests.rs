@@ -153,14 +153,14 @@ fn record(first: u64, messages: &[&str]) -> Option<(u64, Bytes)> {
 fn what_is_found_on_disk_goes_before_what_is_noted_of_it() {
     let disk = Disk::default();
     let spool = disk.open(u64::MAX).unwrap();
-    let (stream, noted) = (spool.stream_id(), SpoolState { end: 2, done: 2, ..spool.state });
-    for (first, messages) in [(1, ["done"]), (2, ["waits"])] {
-        let add = record(first, &messages);
+    let (stream, noted) = (spool.stream_id(), SpoolState { end: 3, done: 3, ..spool.state });
+    for (first, messages) in [(1, &["done"][..]), (2, &["done, too", "waits"])] {
+        let add = record(first, messages);
         spool.store.commit(&Change { add, ..Change::default() }, noted).unwrap();
     }
     drop(spool);
     let spool = disk.open(u64::MAX).unwrap();
-    assert_eq!((spool.recovered(), spool.next_number(), spool.stream_id()), (1, 3, stream));
+    assert_eq!((spool.recovered(), spool.next_number(), spool.stream_id()), (1, 4, stream));
     assert!(spool.store.record(1).is_err(), "what is done is removed");
 }
 
