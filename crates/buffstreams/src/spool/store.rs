@@ -199,6 +199,10 @@ impl Store {
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T> {
         match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(result)) => Ok(result),
+            Ok(Err(redb::Error::Io(error))) if is_full(&error) => {
+                let advice = "what it took before is safe there, and is sent once there is room again";
+                Err(about(&self.directory, format!("{error}; {advice}")).because(error))
+            }
             Ok(Err(error)) => Err(about(&self.directory, &error).because(error)),
             Err(_) => Err(about(&self.directory, format!("{FILE} is damaged"))),
         }
@@ -242,6 +246,12 @@ fn sync(directory: &Path) -> std::io::Result<()> {
 #[cfg(not(unix))]
 fn sync(_: &Path) -> std::io::Result<()> {
     Ok(())
+}
+
+/// Whether a file cannot grow any more.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 fn about(directory: &Path, what: impl std::fmt::Display) -> Error {

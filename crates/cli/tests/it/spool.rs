@@ -270,7 +270,11 @@ fn a_disk_that_takes_no_more_ends_it_with_an_account_and_loses_nothing() {
     let last = errors.lines().last().unwrap();
     assert_eq!(ended.status.code(), Some(1), "{last}");
     assert!(last.starts_with("accepted "), "{last}");
-    assert!(errors.contains(&spool) && errors.contains("too large"), "{}", &errors[..errors.len().min(2_000)]);
+    assert!(
+        errors.contains(&spool) && errors.contains("too large") && errors.contains("is safe there"),
+        "{}",
+        &errors[..errors.len().min(2_000)]
+    );
     let count: Vec<u64> = last.split(' ').filter_map(|word| word.trim_end_matches(',').parse().ok()).collect();
     let (accepted, failed) = (count[0], count[2]);
     assert!(accepted > failed, "{last}");
