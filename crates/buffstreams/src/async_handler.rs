@@ -123,9 +123,7 @@ where
                 let number = *number;
                 let polled = match number {
                     0 => work.as_mut().poll(cx),
-                    // Such a message is tried again, and another one is not to suffer for it.
-                    _ => catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)))
-                        .unwrap_or_else(|_| Poll::Ready(Err(HandlerError::new("the handler panicked")))),
+                    _ => guard(|| work.as_mut().poll(cx)).unwrap_or_else(|panicked| Poll::Ready(Err(panicked))),
                 };
                 match polled {
                     Poll::Pending => index += 1,
@@ -144,7 +142,12 @@ where
                 return Ok(());
             }
             for (number, message) in self.waiting.drain(..begin) {
-                self.running.push((number, Box::pin((self.work)(message, self.peer.clone()))));
+                let call = || Box::pin((self.work)(message, self.peer.clone()));
+                let begun = if number == 0 { Ok(call()) } else { guard(call) };
+                match begun {
+                    Ok(work) => self.running.push((number, work)),
+                    Err(panicked) => self.outcomes.push((number, Err(panicked))),
+                }
             }
         }
         Ok(())
@@ -185,4 +188,10 @@ where
         ready!(self.poll_ready(cx))?;
         if self.running.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
+}
+
+/// Calls the user's code for a message of an acknowledged stream. One over which it panics is tried again, and others are not
+/// to suffer for it.
+fn guard<T>(call: impl FnOnce() -> T) -> Result<T, HandlerError> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|_| HandlerError::new("the handler panicked"))
 }

@@ -249,6 +249,9 @@ pub trait Handler: Send + 'static {
 
     /// Whether messages are finished only some time after [`message`](Handler::message) has returned `Ok`. Such a handler
     /// says which through [`take_outcomes`](Handler::take_outcomes), and acknowledged streams wait for it.
+    ///
+    /// If such a handler panics outside `message`, its connection ends, and what it had in hand is handled again on the next;
+    /// of that, the first message counts as the one over which it failed.
     fn defers(&self) -> bool {
         false
     }

@@ -192,10 +192,13 @@ impl<H: Handler> Reader<H> {
         loop {
             let mut is_ready = true;
             let polled = guard(|| self.handler.poll_ready(cx));
-            if self.report() {
-                return Poll::Ready(Ended::SendAgain);
-            }
+            let must_be_sent_again = self.report();
             match polled {
+                Err(panicked) => {
+                    self.blame();
+                    return Poll::Ready(panicked);
+                }
+                Ok(_) if must_be_sent_again => return Poll::Ready(Ended::SendAgain),
                 Ok(Poll::Ready(Ok(()))) => {}
                 Ok(Poll::Ready(Err(error))) => {
                     if let Some(error) = self.demands.judge(error) {
@@ -213,7 +216,6 @@ impl<H: Handler> Reader<H> {
                     self.paused = true;
                     return Poll::Pending;
                 }
-                Err(panicked) => return Poll::Ready(panicked),
             }
             if is_ready && self.is_too_fast(cx) {
                 if !self.in_session() {
@@ -359,6 +361,13 @@ impl<H: Handler> Reader<H> {
         let handled = session.report(&mut self.handler);
         self.demands.note_errors(handled.handler_errors);
         handled.must_be_sent_again
+    }
+
+    /// In a session: the handler has panicked over one of the messages that it had kept in hand.
+    fn blame(&mut self) {
+        if let Mode::Accepted(session) = &mut self.mode {
+            session.panicked();
+        }
     }
 
     /// One read of a connection of which is not known yet whether it is plain. Once that is known, what was read is
@@ -620,7 +629,11 @@ impl<H: Handler> Reader<H> {
             self.report();
             match polled {
                 Ok(Poll::Pending) => return Poll::Pending,
-                Ok(Poll::Ready(Ok(()))) | Err(_) => return Poll::Ready(()),
+                Ok(Poll::Ready(Ok(()))) => return Poll::Ready(()),
+                Err(_) => {
+                    self.blame();
+                    return Poll::Ready(());
+                }
                 Ok(Poll::Ready(Err(error))) => drop(self.demands.judge(error)),
             }
             // There may be many errors; a handler that has no end of them is cut with its connection.

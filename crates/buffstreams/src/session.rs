@@ -20,7 +20,7 @@ use crate::memory::MemoryBudget;
 use crate::proto::framing::Framing;
 use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Message};
 use crate::proto::session::SessionError;
-use crate::proto::session::ledger::{Ledger, Offer, Verdict};
+use crate::proto::session::ledger::{Ledger, Offer, PANICKED, Verdict};
 use crate::proto::session::receiving::{Receiving, Turn};
 use crate::proto::session::sending::Heard;
 use crate::proto::session::streams::{Begun, Opened, Outcome, Streams, Terms, Told};
@@ -261,6 +261,11 @@ impl Accepted {
         handled
     }
 
+    /// The handler has panicked while it was at work on messages that it had kept in hand.
+    pub(crate) fn panicked(&mut self) {
+        self.sessions.lock().blame(self.receiving.key());
+    }
+
     /// Hands what was held and what was read to the handler, as far as it is its turn; the rest is held.
     pub(crate) fn deliver(
         &mut self,
@@ -465,7 +470,7 @@ impl<H: Handler> Batch<'_, H> {
         if let (Some(number), Some(turn)) = (self.in_hand, &mut self.turn) {
             // It may have been given to the handler before it was offered.
             turn.offer(number);
-            turn.fail(number, "the handler panicked");
+            turn.fail(number, PANICKED);
         }
     }
 

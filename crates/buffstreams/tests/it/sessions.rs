@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use buffstreams::{
@@ -228,6 +229,89 @@ async fn a_message_over_which_the_handler_panics_is_tried_three_times_too() {
     poisoned(|tries| listener.spawn(move |message: &[u8]| panics(message, &tries))).await;
     let listener = Listener::bind("127.0.0.1:0").await.unwrap();
     poisoned(|tries| listener.spawn(blocking_handler(move |message: &[u8], _: &Peer| panics(message, &tries)))).await;
+    // In the call of the closure, before there is anything to await; and behind that.
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    poisoned(|tries| {
+        listener.spawn(async_handler(move |message: Bytes, _| {
+            let result = panics(&message, &tries);
+            async move { result }
+        }))
+    })
+    .await;
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    poisoned(|tries| {
+        listener.spawn(async_handler(move |message: Bytes, _| {
+            let tries = Arc::clone(&tries);
+            async move { panics(&message, &tries) }
+        }))
+    })
+    .await;
+}
+
+/// Keeps messages in hand until it is asked whether it is ready, or has finished. Panics over "poison".
+struct Late {
+    tries: Arc<AtomicU64>,
+    in_hand: Vec<(u64, Vec<u8>)>,
+    finished: Vec<u64>,
+    only_at_the_end: bool,
+}
+
+impl Handler for Late {
+    fn message(&mut self, message: Message<'_>) -> HandlerResult {
+        self.in_hand.push((message.number().unwrap(), message.to_vec()));
+        Ok(())
+    }
+
+    fn defers(&self) -> bool {
+        true
+    }
+
+    fn take_outcomes(&mut self, each: &mut dyn FnMut(u64, HandlerResult)) {
+        self.finished.drain(..).for_each(|number| each(number, Ok(())));
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
+        if self.only_at_the_end && self.in_hand.iter().any(|(_, message)| message == b"poison") {
+            return Poll::Pending;
+        }
+        self.poll_finished(cx)
+    }
+
+    fn poll_finished(&mut self, _: &mut Context<'_>) -> Poll<HandlerResult> {
+        for (number, message) in self.in_hand.drain(..) {
+            if fails(&message, &self.tries).is_err() {
+                std::panic::panic_any("poison");
+            }
+            self.finished.push(number);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_over_what_it_kept_in_hand_gets_it_three_times() {
+    let late = |tries: &Arc<AtomicU64>, only_at_the_end| {
+        let tries = Arc::clone(tries);
+        per_connection(move |_: &Peer| Late {
+            tries: Arc::clone(&tries),
+            in_hand: Vec::new(),
+            finished: Vec::new(),
+            only_at_the_end,
+        })
+    };
+    let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+    poisoned(|tries| listener.spawn(late(&tries, false))).await;
+    // Where connections come to an end over it: somebody else has to end them.
+    let tries = Arc::new(AtomicU64::new(0));
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(late(&tries, true));
+    let connection = acked().dial(server.local_address()).await.unwrap();
+    connection.send(b"poison").await.unwrap();
+    for before in 0..3 {
+        until("it is in hand", || server.stats().messages == before + 1).await;
+        connection.reopen();
+    }
+    let flushed = in_time("it is flushed", connection.flush()).await.unwrap();
+    assert_eq!((flushed.failed, tries.load(Ordering::Relaxed)), (1, 3));
 }
 
 #[tokio::test]

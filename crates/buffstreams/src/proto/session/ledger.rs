@@ -10,6 +10,9 @@ use super::super::outbox::Rejection;
 /// A message over which its handler has failed so often is rejected.
 pub(crate) const TRIES: u32 = 3;
 
+/// Why a message was rejected over which its handler has panicked.
+pub(crate) const PANICKED: &str = "the handler panicked";
+
 /// What to do with a message that came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offer {
@@ -146,6 +149,14 @@ impl Ledger {
         }
         self.reject(number, Rejection { code: 0, text: super::wire::shortened(why).to_owned() });
         Verdict::Rejected
+    }
+
+    /// The handler of this epoch's connection has panicked, and nobody knows over which of the messages that it has in hand.
+    /// The first is as if it had failed over that: so one that always makes it panic is rejected once nothing is before it.
+    pub(crate) fn blame(&mut self, epoch: u64) {
+        if let Some(first) = self.open.iter().find(|open| open.holder == Some(epoch)).map(|open| open.number) {
+            self.fail(first, PANICKED);
+        }
     }
 
     /// The handler of this epoch's connection is gone, and what it had in hand with it.

@@ -347,6 +347,16 @@ impl<C: Clone> Streams<C> {
         (again, stream.other(key.epoch))
     }
 
+    /// The handler of a connection has panicked outside its turn: see [`Ledger::blame`].
+    pub(crate) fn blame(&mut self, key: Key) {
+        let Some(stream) = self.streams.get_mut(&key.stream) else { return };
+        // If another connection has the turn, nothing is in hand here.
+        if let Some(mut ledger) = stream.ledger.take() {
+            ledger.blame(key.epoch);
+            stream.take_in(ledger);
+        }
+    }
+
     /// A control frame came.
     ///
     /// # Errors
