@@ -1,4 +1,7 @@
 //! Received messages as a `Stream`: a service that hands them, batch by batch, to whoever pulls.
+//!
+//! Invariant: of every message of an acknowledged stream it is said once what became of it, wherever it is when the stream is
+//! dropped: pulled, waiting, or on its way.
 
 use std::fmt;
 use std::pin::Pin;
@@ -15,6 +18,9 @@ use crate::proto::inbox::Message;
 
 /// Batches that may wait to be pulled, over all connections.
 const BATCHES: usize = 4;
+
+/// What becomes of messages that nobody will pull.
+const DROPPED: &str = "nobody takes the messages: their stream was dropped";
 
 /// A service and the stream of what it receives: for a listener, or for what comes back on a dialled connection.
 ///
@@ -35,23 +41,63 @@ const BATCHES: usize = 4;
 /// ```
 pub fn messages() -> (MessagesService, Messages) {
     let (batches, receiver) = mpsc::channel(BATCHES);
-    (MessagesService { batches }, Messages { batches: receiver, at_hand: None, last: None })
+    (MessagesService { batches }, Messages { batches: receiver, at_hand: None })
 }
 
-/// What one read of one connection brought.
+/// What one read of one connection brought. Whoever drops it says that what is left of it was not handled.
 struct Batch {
     peer: Peer,
     /// With their numbers in an acknowledged stream; 0 on other connections.
     messages: std::vec::IntoIter<(u64, Bytes)>,
+    /// The number of the message that was pulled last, if it is of an acknowledged stream and the next was not asked for.
+    last: Option<u64>,
     finished: Arc<Finished>,
 }
 
-/// Messages of an acknowledged stream whose owner has asked for the next one.
+impl Batch {
+    fn is_acknowledged(&self) -> bool {
+        self.messages.as_slice().first().is_some_and(|(number, _)| *number != 0)
+    }
+
+    /// The next message. Whoever asks for it is done with the one before.
+    fn next(&mut self) -> Option<Bytes> {
+        if let Some(number) = self.last.take() {
+            self.finished.outcomes().push((number, true));
+            if self.messages.len() == 0 {
+                self.peer.sender().shared().wake();
+            }
+        }
+        let (number, message) = self.messages.next()?;
+        self.last = (number != 0).then_some(number);
+        Some(message)
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        let waiting = self.messages.by_ref().map(|(number, _)| number).filter(|number| *number != 0);
+        let left: Vec<_> = self.last.take().into_iter().chain(waiting).map(|number| (number, false)).collect();
+        if !left.is_empty() {
+            self.finished.outcomes().extend(left);
+            self.peer.sender().shared().wake();
+        }
+    }
+}
+
+/// A batch on its way, which is theirs who take it first: what is put into a channel while its receiver is dropped may stay in
+/// there for ever.
+type Parcel = Arc<Mutex<Option<Batch>>>;
+
+fn take(parcel: &Parcel) -> Option<Batch> {
+    parcel.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Messages of an acknowledged stream whose owner has asked for the next one, or will not.
 #[derive(Debug, Default)]
-struct Finished(Mutex<Vec<u64>>);
+struct Finished(Mutex<Vec<(u64, bool)>>);
 
 impl Finished {
-    fn numbers(&self) -> MutexGuard<'_, Vec<u64>> {
+    fn outcomes(&self) -> MutexGuard<'_, Vec<(u64, bool)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -59,7 +105,7 @@ impl Finished {
 /// See [`messages`].
 #[derive(Clone)]
 pub struct MessagesService {
-    batches: mpsc::Sender<Batch>,
+    batches: mpsc::Sender<Parcel>,
 }
 
 impl fmt::Debug for MessagesService {
@@ -84,7 +130,7 @@ impl Service for MessagesService {
 /// The handler of a [`MessagesService`].
 pub struct MessagesHandler {
     peer: Peer,
-    batches: PollSender<Batch>,
+    batches: PollSender<Parcel>,
     batch: Vec<(u64, Bytes)>,
     finished: Arc<Finished>,
 }
@@ -106,7 +152,9 @@ impl Handler for MessagesHandler {
     }
 
     fn take_outcomes(&mut self, each: &mut dyn FnMut(u64, HandlerResult)) {
-        self.finished.numbers().drain(..).for_each(|number| each(number, Ok(())));
+        for (number, is_handled) in self.finished.outcomes().drain(..) {
+            each(number, if is_handled { Ok(()) } else { Err(HandlerError::new(DROPPED)) });
+        }
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
@@ -115,23 +163,30 @@ impl Handler for MessagesHandler {
         }
         let place = ready!(self.batches.poll_reserve(cx));
         let messages = std::mem::take(&mut self.batch).into_iter();
-        let handed = place.and_then(|()| {
-            self.batches.send_item(Batch { peer: self.peer.clone(), messages, finished: Arc::clone(&self.finished) })
-        });
-        Poll::Ready(handed.map_err(|_| HandlerError::new("nobody takes the messages: their stream was dropped")))
+        let batch = Batch { peer: self.peer.clone(), messages, last: None, finished: Arc::clone(&self.finished) };
+        let parcel = Arc::new(Mutex::new(Some(batch)));
+        let sent = place.and_then(|()| self.batches.send_item(Arc::clone(&parcel)));
+        let is_taken = sent.is_ok() && self.batches.get_ref().is_some_and(|batches| !batches.is_closed());
+        match if is_taken { None } else { take(&parcel) } {
+            // Of these it is said one by one.
+            Some(batch) if batch.is_acknowledged() => Poll::Ready(Ok(())),
+            Some(_) => Poll::Ready(Err(HandlerError::new(DROPPED))),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 
 /// The messages that a [`MessagesService`] received, to be pulled with [`recv`](Messages::recv) or as a `Stream`.
 ///
 /// The messages of one connection come in order. One of an acknowledged stream counts as handled when the next one is asked
-/// for. The stream ends when the listener or connection that has the service
-/// has ended.
+/// for. The stream ends when the listener or connection that has the service has ended.
+///
+/// If it is dropped before, each message that comes is an error of its handler, as is in an acknowledged stream each that was not
+/// finished by then, the last one that was pulled among them: it is tried three times and goes back to its sender. If
+/// the listener is shut down at once, senders keep their messages for the next one.
 pub struct Messages {
-    batches: mpsc::Receiver<Batch>,
+    batches: mpsc::Receiver<Parcel>,
     at_hand: Option<Batch>,
-    /// The number of the message that was pulled last, if it is of an acknowledged stream.
-    last: Option<u64>,
 }
 
 impl fmt::Debug for Messages {
@@ -153,21 +208,13 @@ impl Messages {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, Peer)>> {
         loop {
             if let Some(batch) = &mut self.at_hand {
-                // Whoever asks for the next message is done with the one before.
-                if let Some(number) = self.last.take() {
-                    batch.finished.numbers().push(number);
-                    if batch.messages.len() == 0 {
-                        batch.peer.sender().shared().wake();
-                    }
-                }
-                if let Some((number, message)) = batch.messages.next() {
-                    self.last = (number != 0).then_some(number);
+                if let Some(message) = batch.next() {
                     return Poll::Ready(Some((message, batch.peer.clone())));
                 }
                 self.at_hand = None;
             }
             match ready!(self.batches.poll_recv(cx)) {
-                Some(batch) => self.at_hand = Some(batch),
+                Some(parcel) => self.at_hand = take(&parcel),
                 None => return Poll::Ready(None),
             }
         }

@@ -337,6 +337,32 @@ async fn a_stream_of_messages_acknowledges_one_when_the_next_is_asked_for() {
     assert!(in_time("the stream ends", pulled).await.unwrap().is_none());
 }
 
+#[tokio::test]
+async fn a_stream_of_messages_that_is_dropped_gives_back_what_it_did_not_finish() {
+    let (service, mut received) = messages();
+    let server = serve(service).await;
+    let backoff = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(5) };
+    let (owner, mut failed) = mpsc::channel(8);
+    let connection = acked().backoff(backoff).failed_to(owner).dial(server.local_address()).await.unwrap();
+    for number in 0..3_u64 {
+        connection.send(&number.to_be_bytes()).await.unwrap();
+        until("it was read", || server.stats().messages == number + 1).await;
+    }
+    // One is finished, one pulled, and one waits; one more comes when nobody is there.
+    in_time("one comes", received.recv()).await.unwrap();
+    in_time("another comes", received.recv()).await.unwrap();
+    drop(received);
+    connection.send(&3_u64.to_be_bytes()).await.unwrap();
+    let flushed = in_time("it is flushed", connection.flush()).await.unwrap();
+    assert_eq!((flushed.settled, flushed.failed), (1, 3));
+    for expected in 1..4 {
+        let failed = in_time("one failed", failed.recv()).await.unwrap();
+        assert_eq!((number(&failed.message), failed.reason), (expected, FailedReason::Rejected));
+        let said = failed.rejection.unwrap().text;
+        assert_eq!(said, "nobody takes the messages: their stream was dropped");
+    }
+}
+
 /// A message's stream, its number, and what its sender said of itself.
 type Named = (Option<[u8; 16]>, Option<u64>, Option<Vec<u8>>);
 
