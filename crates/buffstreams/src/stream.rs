@@ -122,6 +122,7 @@ impl Service for MessagesService {
             peer: peer.clone(),
             batches: PollSender::new(self.batches.clone()),
             batch: Vec::new(),
+            open: 0,
             finished: Arc::default(),
         }
     }
@@ -132,6 +133,8 @@ pub struct MessagesHandler {
     peer: Peer,
     batches: PollSender<Parcel>,
     batch: Vec<(u64, Bytes)>,
+    /// Messages of an acknowledged stream of which nobody has taken the outcome yet.
+    open: usize,
     finished: Arc<Finished>,
 }
 
@@ -143,6 +146,7 @@ impl fmt::Debug for MessagesHandler {
 
 impl Handler for MessagesHandler {
     fn message(&mut self, message: Message<'_>) -> HandlerResult {
+        self.open += usize::from(message.number().is_some());
         self.batch.push((message.number().unwrap_or(0), message.to_bytes()));
         Ok(())
     }
@@ -153,6 +157,7 @@ impl Handler for MessagesHandler {
 
     fn take_outcomes(&mut self, each: &mut dyn FnMut(u64, HandlerResult)) {
         for (number, is_handled) in self.finished.outcomes().drain(..) {
+            self.open -= 1;
             each(number, if is_handled { Ok(()) } else { Err(HandlerError::new(DROPPED)) });
         }
     }
@@ -173,6 +178,12 @@ impl Handler for MessagesHandler {
             Some(_) => Poll::Ready(Err(HandlerError::new(DROPPED))),
             None => Poll::Ready(Ok(())),
         }
+    }
+
+    fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<HandlerResult> {
+        ready!(self.poll_ready(cx))?;
+        // What is still to be pulled is in the hands of this connection: the next one of its stream must not bring it again.
+        if self.open == self.finished.outcomes().len() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 }
 

@@ -338,6 +338,30 @@ async fn a_stream_of_messages_acknowledges_one_when_the_next_is_asked_for() {
 }
 
 #[tokio::test]
+async fn what_waits_to_be_pulled_does_not_come_again_on_the_next_socket() {
+    let (service, mut received) = messages();
+    let server = serve(service).await;
+    let connection = acked().dial(server.local_address()).await.unwrap();
+    for number in 0..3_u64 {
+        connection.send(&number.to_be_bytes()).await.unwrap();
+        until("it was read", || server.stats().messages == number + 1).await;
+    }
+    let (message, _) = in_time("one comes", received.recv()).await.unwrap();
+    assert_eq!(number(&message), 0);
+    connection.reopen();
+    until("there is another socket", || connection.stats().connected == 2).await;
+    connection.send(&3_u64.to_be_bytes()).await.unwrap();
+    for expected in 1..4 {
+        let (message, _) = in_time("the next comes", received.recv()).await.unwrap();
+        assert_eq!(number(&message), expected);
+    }
+    let (flushed, _) = tokio::join!(in_time("it is flushed", connection.flush()), async {
+        tokio::time::timeout(DEADLINE, received.recv()).await
+    });
+    assert_eq!(flushed.unwrap().settled, 4);
+}
+
+#[tokio::test]
 async fn a_stream_of_messages_that_is_dropped_gives_back_what_it_did_not_finish() {
     let (service, mut received) = messages();
     let server = serve(service).await;
