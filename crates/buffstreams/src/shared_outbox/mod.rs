@@ -571,9 +571,8 @@ impl SharedOutbox {
                 waker.wake();
             }
             self.phase_changed.notify_waiters();
-            self.room.notify_waiters();
             self.progress.notify_waiters();
-            self.tell_watcher();
+            self.tell_room();
         }
     }
 
@@ -590,6 +589,12 @@ impl SharedOutbox {
         if let Some(seen) = &self.seen {
             let _ = seen.watcher.set(watcher);
         }
+    }
+
+    /// There may be room, for who waits for it here, and for who waits for it anywhere.
+    fn tell_room(&self) {
+        self.room.notify_waiters();
+        self.tell_watcher();
     }
 
     fn tell_watcher(&self) {
@@ -711,7 +716,7 @@ impl SharedOutbox {
         let fits = bytes == 0 || bytes + state.head <= limit;
         let is_worth_it = state.outbox.in_flight_bytes() <= limit / 2 || state.head > limit / 2;
         if state.head > 0 && (self.overflow == Overflow::FailOldest || (fits && is_worth_it)) {
-            self.room.notify_waiters();
+            self.tell_room();
         }
         if resolved {
             state.progressed.set(Instant::now());
@@ -792,7 +797,7 @@ impl SharedOutbox {
         self.announce(&state, false);
         if self.overflow == Overflow::FailOldest {
             // Its room comes from here, while the queue itself stays as full as it is.
-            self.room.notify_waiters();
+            self.tell_room();
         }
         failed
     }

@@ -168,6 +168,30 @@ async fn where_all_are_full_a_message_waits_for_the_first_that_has_room() {
 }
 
 #[tokio::test]
+async fn where_the_oldest_make_room_a_message_waits_until_failed_ones_are_taken() {
+    let (server, nobody) = serve(Recorder::default()).await;
+    server.shutdown(DEADLINE).await;
+    let (owner, mut failed) = mpsc::channel(1);
+    // Each attempt to connect would wake who waits, too.
+    let endless = Duration::from_secs(600);
+    let builder = builder().backoff(Backoff { min: endless, max: endless }).failed_to(owner);
+    let builder = builder.overflow(Overflow::FailOldest).memory(16 * 1024);
+    let spread = builder.dial_spread(nobody).await.unwrap();
+    while spread.try_send(&message(0)).is_ok() {}
+    let waiting = tokio::spawn(async move {
+        for number in 0..100 {
+            spread.send(&message(number)).await.unwrap();
+            spread.send_bytes(message(number).into()).await.unwrap();
+        }
+    });
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished(), "failed messages take the room");
+    let taking = tokio::spawn(async move { while failed.recv().await.is_some() {} });
+    in_time("there is room", waiting).await.unwrap();
+    in_time("all are taken", taking).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_message_that_needs_all_the_room_of_a_connection_waits_for_it() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
