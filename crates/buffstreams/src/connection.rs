@@ -167,7 +167,8 @@ impl<S: Service> ConnectionBuilder<S> {
     /// How long one attempt to connect may take. Default 10 s.
     ///
     /// One attempt tries every [endpoint](Endpoints), and of a name every address that it stands for: each has an equal
-    /// share of the time that is left.
+    /// share of the time that is left. With [`Delivery::Acked`] it must have granted the stream by then, too, however long a
+    /// [heartbeat](Self::heartbeat) may be awaited later.
     pub fn connect_deadline(mut self, allowed: Duration) -> Self {
         self.settings.connect_deadline = allowed;
         self
@@ -348,7 +349,7 @@ impl<S: Service> ConnectionBuilder<S> {
             let text = "a stream that is brought is used as it is: bring one that TLS is spoken over already";
             return Err(Error::new(ErrorKind::InvalidConfiguration, text));
         }
-        let connected = Connected { io: Transport::Io(Box::new(io)), peer: PeerAddress::Io, at: None };
+        let connected = Connected { io: Transport::Io(Box::new(io)), peer: PeerAddress::Io, at: None, share: None };
         Ok(self.start(framing, None, Some(connected), None))
     }
 

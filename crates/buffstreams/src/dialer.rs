@@ -4,7 +4,7 @@
 //! Whatever happens to sockets, every accepted message stays in the Outbox until it is settled or given up; and what is
 //! given up is handed to its owner before the task ends.
 
-use std::future::{pending, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -196,7 +196,9 @@ impl<S: Service> Dialer<S> {
         if !self.outbox.greet() {
             return Parted::Refused;
         }
-        let Connected { io, peer: address, at } = connected;
+        let Connected { io, peer: address, at, share } = connected;
+        let share = share.filter(|_| !self.outbox.is_plain());
+        let mut share = share.map(|(until, allowed)| (Box::pin(sleep_until(until.into())), allowed));
         tracing::info!(peer = %address, "connected");
         let mut is_of_use = false;
         let peer = Peer::new(number, address.clone(), io.identity().cloned(), Sender::new(&self.outbox));
@@ -227,6 +229,7 @@ impl<S: Service> Dialer<S> {
                 self.tell_where(before, at.as_ref());
                 self.outbox.tell(Event::Connected { peer: address.clone() });
                 self.answer(Ok(()));
+                share = None;
             }
             match polled {
                 // The peer may end its stream right behind its last word.
@@ -239,7 +242,11 @@ impl<S: Service> Dialer<S> {
                 Poll::Pending if closing && outbox.is_plain() && socket.is_drained(outbox) => {
                     Poll::Ready(Ended::ShutDown)
                 }
-                poll => poll,
+                Poll::Pending => match &mut share {
+                    Some((until, allowed)) => until.as_mut().poll(cx).map(|()| Ended::HandshakeDeadline(*allowed)),
+                    None => Poll::Pending,
+                },
+                ended => ended,
             }
         })
         .await;
@@ -258,7 +265,7 @@ impl<S: Service> Dialer<S> {
         let mut is_refused = is_for_good;
         if let Some((route, at)) = route.zip(at.as_ref()) {
             if !is_of_use {
-                route.note_failure(format!("cannot open a session with {}: {ended}", at.address));
+                route.note_failure(format!("cannot open a session with {}: {}", at.address, why_not_granted(&ended)));
             }
             if is_for_good {
                 // Another place may want the stream. Not if it is this side that has forgotten too much of it.
@@ -507,6 +514,14 @@ impl<S: Service> Dialer<S> {
                 () = tokio::time::sleep(if has_untold { STALL_GRAIN } else { look_again }) => {}
             }
         }
+    }
+}
+
+/// Why a stream was not granted, for who wants it.
+fn why_not_granted(ended: &Ended) -> String {
+    match ended {
+        Ended::HandshakeDeadline(allowed) => format!("no answer within {allowed:?}"),
+        _ => ended.to_string(),
     }
 }
 

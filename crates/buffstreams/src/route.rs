@@ -48,6 +48,8 @@ pub(crate) struct Connected {
     pub(crate) peer: PeerAddress,
     /// `None` for a stream that the user brought.
     pub(crate) at: Option<Endpoint>,
+    /// When the share of time of this place ends, and how long it was: by then it has granted an acknowledged stream.
+    pub(crate) share: Option<(Instant, Duration)>,
 }
 
 /// Whether a stream may go on elsewhere.
@@ -244,12 +246,14 @@ impl Route {
         let count = untried.len();
         for (index, endpoint) in untried.into_iter().enumerate() {
             self.tried.push(endpoint.clone());
-            let allowed = left(share(until, count - index));
+            let until = share(until, count - index);
+            let allowed = left(until);
             let named = is_one_of_many.then_some(&endpoint.place);
             let error = match timeout(allowed, self.target.open(&endpoint, named)).await {
                 Ok(Ok((io, peer))) => {
                     self.is_exhausted = is_last && index + 1 == count && only.is_none();
-                    return Some(Connected { io, peer, at: Some(endpoint) });
+                    let share = Some((until, rounded(allowed)));
+                    return Some(Connected { io, peer, at: Some(endpoint), share });
                 }
                 Ok(Err(error)) => error,
                 Err(_) => cannot_connect(address, named, &format_args!("no answer within {:?}", rounded(allowed))),

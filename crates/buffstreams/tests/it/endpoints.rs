@@ -404,6 +404,26 @@ async fn an_address_that_swallows_everything_takes_only_its_share_of_the_time() 
 }
 
 #[tokio::test]
+async fn one_that_accepts_and_says_nothing_takes_only_its_share_of_the_time() {
+    let hole = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = hole.local_addr().unwrap().to_string();
+    let recorder = Recorder::default();
+    let (server, good) = serve(recorder.clone()).await;
+    // A silence would be noticed only after half an hour.
+    let builder = acked().connect_deadline(Duration::from_secs(2)).heartbeat(ENDLESS.min);
+    let connection = in_time("the other answers", builder.clone().dial([&silent, &good])).await.unwrap();
+    connection.send(b"x").await.unwrap();
+    recorder.has(1).await;
+    in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
+
+    server.shutdown(DEADLINE).await;
+    let error = in_time("none answers", builder.dial([&silent, &good])).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains(&format!("cannot open a session with {silent}: no answer within 1s")), "{text}");
+    assert!(text.contains(&format!("cannot connect to {good}: Connection refused")), "{text}");
+}
+
+#[tokio::test]
 async fn a_stream_stays_where_its_messages_in_flight_are() {
     let (permits, seen) = (Arc::new(Semaphore::new(3)), Arc::new(AtomicU64::new(0)));
     let (one, one_address) = serve(permitted(&permits, &seen)).await;
