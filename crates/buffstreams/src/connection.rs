@@ -19,6 +19,7 @@ use crate::memory::MemoryBudget;
 use crate::metrics::{Meter, Role, Totals};
 use crate::proto::framing::{Framing, Prefix};
 use crate::proto::outbox::FailedMessage;
+use crate::proto::session::liveness::INTERVALS;
 use crate::proto::session::sending::{Ask, Sending};
 use crate::proto::session::wire::{LONGEST_TOKEN, StreamId, takes_sessions};
 use crate::reader::{Demands, Talk};
@@ -198,7 +199,7 @@ impl<S: Service> ConnectionBuilder<S> {
     }
 
     /// How long the peer may vanish, or refuse to read, before the socket is given up (on Linux, by
-    /// `TCP_USER_TIMEOUT`). Default 2 minutes; `None` for the system's own time.
+    /// `TCP_USER_TIMEOUT`, which counts up to 24 days). Default 2 minutes; `None` for the system's own time.
     pub fn write_stall(mut self, allowed: impl Into<Option<Duration>>) -> Self {
         self.settings.liveness.write_stall = allowed.into();
         self
@@ -224,7 +225,7 @@ impl<S: Service> ConnectionBuilder<S> {
     }
 
     /// With [`Delivery::Acked`], how long at most between two signs of life from either side; a peer that has given none
-    /// for three times as long is dead. Default 10 s.
+    /// for three times as long is dead. Default 10 s; at least 50 ms, and at most an hour.
     pub fn heartbeat(mut self, interval: Duration) -> Self {
         self.settings.heartbeat = interval;
         self
@@ -409,7 +410,7 @@ impl<S: Service> ConnectionBuilder<S> {
             Delivery::Acked => {
                 let stream = StreamId::from_bytes(fastrand::u128(..).to_be_bytes());
                 let ask = self.ask(framing);
-                let memory = memory.max(2 * ask.window);
+                let memory = memory.max(ask.window.saturating_mul(2));
                 SharedOutbox::in_session(Sending::new(stream, 0, ask), memory, overflow, expiry)
             }
         };
@@ -423,7 +424,7 @@ impl<S: Service> ConnectionBuilder<S> {
             framing,
             window: self.settings.window.max(largest),
             reply_window: REPLY_WINDOW.max(largest),
-            heartbeat: self.settings.heartbeat,
+            heartbeat: self.settings.heartbeat.clamp(INTERVALS.0, INTERVALS.1),
             token: self.settings.token.clone(),
         }
     }
@@ -439,7 +440,7 @@ impl<S: Service> ConnectionBuilder<S> {
         }
         self.settings.delivery = Delivery::Acked;
         let ask = self.ask(self.framing()?);
-        let memory = self.settings.memory.max(2 * ask.window);
+        let memory = self.settings.memory.max(ask.window.saturating_mul(2));
         Ok((ask, memory, overflow))
     }
 

@@ -489,7 +489,7 @@ impl<S: Service> Dialer<S> {
             let stats = self.outbox.stats();
             let has_untold = !self.tell_failures(&stats, STALL_GRAIN);
             let Stats { in_flight, stalled, .. } = stats;
-            if stalled < self.stall_after {
+            if in_flight == 0 || stalled < self.stall_after {
                 is_stalled = false;
             } else if !std::mem::replace(&mut is_stalled, true) {
                 tracing::warn!(in_flight, ?stalled, "stalled: messages are in flight, and none is settled");

@@ -23,6 +23,7 @@ use crate::house::{Cut, House};
 use crate::log::Throttle;
 use crate::memory::MemoryBudget;
 use crate::proto::framing::{Framing, Prefix};
+use crate::proto::session::liveness::INTERVALS;
 use crate::proto::session::streams::Terms;
 use crate::reader::{Demands, Talk};
 use crate::shared_outbox::deadline_in;
@@ -37,10 +38,6 @@ const STARVED_LOG: Duration = Duration::from_secs(5);
 
 /// The deadline when a server is dropped without a [`shutdown`](Server::shutdown).
 const DROPPED: Duration = Duration::from_secs(5);
-
-/// The times between two signs of life that a peer may ask for in a session.
-const LEAST_HEARTBEAT: Duration = Duration::from_millis(50);
-const LONGEST_HEARTBEAT: Duration = Duration::from_secs(3600);
 
 /// What happens to a connection whose handler returns an error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -192,7 +189,7 @@ impl ListenerBuilder {
     }
 
     /// How long a peer may vanish, or refuse to read replies, before its connection is broken (on Linux, by
-    /// `TCP_USER_TIMEOUT`). Default 2 minutes; `None` for the system's own time.
+    /// `TCP_USER_TIMEOUT`, which counts up to 24 days). Default 2 minutes; `None` for the system's own time.
     pub fn write_stall(mut self, allowed: impl Into<Option<Duration>>) -> Self {
         self.liveness.write_stall = allowed.into();
         self
@@ -344,11 +341,7 @@ impl ListenerBuilder {
 
     /// On which terms sessions are granted, and in how much memory.
     fn grant(&self, framing: Framing) -> Option<(Terms, usize)> {
-        let terms = Terms {
-            maximum: framing.max_message_size(),
-            window: self.session_window,
-            heartbeat: (LEAST_HEARTBEAT, LONGEST_HEARTBEAT),
-        };
+        let terms = Terms { maximum: framing.max_message_size(), window: self.session_window, heartbeat: INTERVALS };
         self.sessions.then_some((terms, self.session_memory))
     }
 

@@ -187,7 +187,10 @@ impl Liveness {
             socket.set_tcp_keepalive(&keepalive)?;
         }
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        socket.set_tcp_user_timeout(self.write_stall.map(|allowed| allowed.max(Duration::from_millis(1))))?;
+        {
+            let (least, most) = (Duration::from_millis(1), Duration::from_millis(i32::MAX as u64));
+            socket.set_tcp_user_timeout(self.write_stall.map(|allowed| allowed.clamp(least, most)))?;
+        }
         Ok(())
     }
 }
@@ -454,6 +457,18 @@ mod tests {
         let place = Place::all_of(&address).await.expect("it is an address already").remove(0);
         let (dialled, accepted) = tokio::join!(Transport::connect(&place, liveness), acceptor.accept(liveness));
         let ends = [dialled.expect("it listens").0, accepted.expect("it was dialled").0];
+        let endless = Liveness { keepalive: Some(Duration::MAX), write_stall: Some(Duration::MAX) };
+        let (dialled, accepted) = tokio::join!(Transport::connect(&place, endless), acceptor.accept(endless));
+        for end in [dialled.expect("more is allowed").0, accepted.expect("it was dialled").0] {
+            let Transport::Tcp(stream) = end else { panic!("it is TCP") };
+            let socket = SockRef::from(&stream);
+            assert!(socket.keepalive().expect("an option"));
+            #[cfg(target_os = "linux")]
+            {
+                let most = Duration::from_millis(i32::MAX as u64);
+                assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(most), "as much as can be counted");
+            }
+        }
         for end in &ends {
             let Transport::Tcp(stream) = end else { panic!("it is TCP") };
             let socket = SockRef::from(stream);

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use buffstreams::{
-    Backoff, Bytes, Connection, ConnectionBuilder, ErrorKind, FailedMessage, FailedReason, Framing, Listener, Overflow,
-    Peer, Prefix, Retry, Server, State, async_handler, messages, per_connection,
+    Backoff, Bytes, Connection, ConnectionBuilder, Delivery, ErrorKind, FailedMessage, FailedReason, Framing, Listener,
+    ListenerBuilder, Overflow, Peer, Prefix, Retry, Server, State, async_handler, messages, per_connection,
 };
 use futures_util::{FutureExt, SinkExt, StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +19,8 @@ use crate::support::{
 
 /// Attempts follow each other quickly, so that tests do.
 const QUICK: Backoff = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(20) };
+
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A port that nobody listens on now, and nobody else will: it is held by a socket that does not listen.
 struct Nobody(socket2::Socket);
@@ -125,6 +127,61 @@ async fn what_stands_on_the_socket_is_prefix_and_message_in_every_framing() {
         let twice = messages.iter().flat_map(|message| [message, message]);
         assert!(closed(&mut socket).await == frames(Framing::new(prefix), messages.iter().chain(twice)), "{prefix}");
     }
+}
+
+/// A hundred messages pass in both directions, and are settled.
+async fn echoes(listener: ListenerBuilder, builder: ConnectionBuilder) {
+    let server = listener.bind("127.0.0.1:0").await.unwrap().spawn(per_connection(|peer: &Peer| Echo(peer.clone())));
+    for delivery in [Delivery::Sent, Delivery::Acked] {
+        let connection = builder.clone().delivery(delivery).dial_lazy(server.local_address()).unwrap();
+        for _ in 0..100 {
+            in_time("there is room", connection.send(b"hello")).await.unwrap();
+            // One reply at a time has room, however little there is.
+            let echoed = connection.stats().accepted;
+            until("it is echoed", || connection.received().messages == echoed).await;
+        }
+        let stats = in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
+        assert_eq!((stats.settled, stats.failed), (100, 0), "{delivery:?}");
+    }
+}
+
+#[tokio::test]
+async fn settings_at_their_extremes_are_taken_for_the_nearest_that_can_be() {
+    let (most, long) = (usize::MAX, Duration::MAX);
+    let listener = Listener::builder()
+        .max_message_size((1 << 55) - 1)
+        .session_window(most)
+        .session_memory(most)
+        .reply_memory(most)
+        .receive_memory(most)
+        .max_connections(most)
+        .max_connections_per_address(most)
+        .handshake_deadline(long)
+        .write_stall(long);
+    let builder = Connection::builder()
+        .max_message_size((1 << 55) - 1)
+        .memory(most)
+        .receive_memory(most)
+        .window(most)
+        .heartbeat(long)
+        .expiry(long)
+        .endpoint_patience(long)
+        .connect_deadline(long)
+        .stall_after(long)
+        .write_stall(long)
+        .backoff(Backoff { min: long, max: long });
+    in_time("they pass with the most", echoes(listener, builder)).await;
+
+    let (least, short) = (0, Duration::ZERO);
+    let listener = Listener::builder().session_window(least).reply_memory(least);
+    let builder = Connection::builder()
+        .memory(least)
+        .window(least)
+        .heartbeat(short)
+        .endpoint_patience(short)
+        .stall_after(short)
+        .backoff(Backoff { min: short, max: short });
+    in_time("they pass with the least", echoes(listener, builder)).await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use buffstreams::{
     Backoff, Bytes, Connection, ConnectionBuilder, Delivery, Event, Events, FailedReason, HandlerError, Listener, Peer,
-    PeerAddress, Retry, ServerEvent, ServerEvents, StreamId, async_handler,
+    PeerAddress, Retry, ServerEvent, ServerEvents, State, StreamId, async_handler,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
@@ -97,6 +97,18 @@ async fn a_receiver_that_lost_its_state_is_told_with_what_may_be_handled_twice()
         }
     };
     assert_eq!(lost, (4, 10));
+}
+
+#[tokio::test]
+async fn what_has_nothing_in_flight_is_never_stalled() {
+    let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(Recorder::default());
+    let connection = acked().stall_after(Duration::ZERO).dial_lazy(server.local_address()).unwrap();
+    let mut events = connection.events();
+    until("it is connected", || connection.state() == State::Connected).await;
+    in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
+    while let Some(event) = next(&mut events).await {
+        assert!(!matches!(event, Event::Stalled { in_flight: 0, .. }), "{event:?}");
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// A peer that has been silent for so many intervals is dead.
 const SILENT_INTERVALS: u32 = 3;
 
+/// The least and the longest time between two signs of life that is agreed on.
+pub(crate) const INTERVALS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3600));
+
 /// The signs of life of one connection, in both directions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Liveness {
