@@ -258,7 +258,7 @@ impl<S: Service> Dialer<S> {
         self.lost(&ended);
         match &ended {
             Ended::Refused { why, .. } => self.refused(why),
-            Ended::Violated(why) if !is_of_use => self.refused(why),
+            Ended::Violated(_) | Ended::Malformed(_) if !is_of_use => self.refused(&why_not_granted(&ended)),
             _ => {}
         }
         let is_for_good = matches!(ended, Ended::Refused { is_temporary: false, .. });
@@ -521,6 +521,11 @@ impl<S: Service> Dialer<S> {
 fn why_not_granted(ended: &Ended) -> String {
     match ended {
         Ended::HandshakeDeadline(allowed) => format!("no answer within {allowed:?}"),
+        // What it has sent is no answer, and it had heard nothing before.
+        Ended::Violated(_) | Ended::Malformed(_) => format!(
+            "{ended}: the listener may have a service that greets, by sending before anything was received; such a one grants no \
+             acknowledged stream"
+        ),
         _ => ended.to_string(),
     }
 }

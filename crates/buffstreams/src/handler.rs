@@ -204,6 +204,9 @@ impl Peer {
     /// connection; and a connection whose peer has ended its stream stays open for replies until the last clone of its
     /// sender is gone. On a dialled connection, replies are messages of that connection like all others, and wait behind
     /// them: `try_send` may find no room.
+    ///
+    /// On a listener, what is sent before anything was received goes out as a plain message, and rules out that the connection
+    /// becomes one of an acknowledged stream: see [`Service::connected`].
     pub fn sender(&self) -> &Sender {
         &self.sender
     }
@@ -307,6 +310,11 @@ pub trait Service: Send + Sync + 'static {
     type Handler: Handler;
 
     /// A connection to this peer was opened.
+    ///
+    /// On a listener nobody knows yet what kind of connection it is: the peer's first bytes tell. A message that is sent
+    /// [to it](Peer::sender) before goes out as a plain one, and then no acknowledged stream can begin: one that asks for it is
+    /// closed, and dials again, for nothing. So a service that greets whoever connects is one for plain peers; for both kinds,
+    /// greet at the first message.
     fn connected(self: Arc<Self>, peer: &Peer) -> Self::Handler;
 
     /// The number of the last message of an acknowledged stream that was stored for good, if anybody knows. Asked when a

@@ -103,7 +103,9 @@ impl Sessions {
             older.wake();
         }
         if !replies.enter_session(accepted.receiving.framing(), accepted.receiving.reply_window()) {
-            return Err(Ended::Violated("a session was asked for after the handler had sent plain messages".into()));
+            let why = "a session was asked for after this side had sent a plain message: a service that greets, by sending before \
+                       anything was received, takes only plain connections";
+            return Err(Ended::NotGranted(why.into()));
         }
         replies.name_peer_stream(stream, token.clone());
         replies.say(|out| out.extend_from_slice(&greeting));

@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use buffstreams::{
-    Backoff, Bytes, Connection, ConnectionBuilder, Delivery, ErrorKind, FailedMessage, FailedReason, Handler,
-    HandlerError, HandlerResult, Listener, Message, Peer, Prefix, Retry, Server, Service, async_handler,
+    Backoff, Bytes, Connection, ConnectionBuilder, Delivery, Discard, ErrorKind, FailedMessage, FailedReason, Handler,
+    HandlerError, HandlerResult, Listener, Message, Peer, Prefix, Retry, Server, ServerEvent, Service, async_handler,
     blocking_handler, messages, per_connection,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,6 +18,9 @@ use tokio::task::JoinHandle;
 use crate::support::{APART, amount, bind_again, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Longer than a test may take.
+const ENDLESS: Backoff = Backoff { min: Duration::from_secs(600), max: Duration::from_secs(600) };
 
 fn acked() -> ConnectionBuilder {
     Connection::builder().delivery(Delivery::Acked)
@@ -452,6 +455,28 @@ async fn a_listener_that_closes_when_asked_is_reported_as_one_that_may_not_know_
     let error = in_time("an answer comes", acked().dial(address.as_str())).await.unwrap_err();
     assert!(error.to_string().contains("may not know them"), "{error}");
     assert!(closing.await.unwrap().starts_with(&[0xff; 10]));
+}
+
+#[tokio::test]
+async fn where_a_service_greets_the_error_names_it_as_the_cause() {
+    let greeting = per_connection(|peer: &Peer| {
+        peer.sender().try_send(b"welcome").unwrap();
+        Discard
+    });
+    let server = serve(greeting).await;
+    let mut events = server.events();
+    let error = in_time("an answer comes", acked().dial(server.local_address())).await.unwrap_err();
+    assert!(error.to_string().contains("a service that greets"), "{error}");
+    let why = loop {
+        if let ServerEvent::Ended { why, .. } = in_time("it ends", events.next()).await.unwrap() {
+            break why;
+        }
+    };
+    assert!(why.contains("a service that greets"), "{why}");
+    assert_eq!(server.stats().broken_session_refused, 1);
+    let connection = acked().backoff(ENDLESS).dial_lazy(server.local_address()).unwrap();
+    until("it is refused", || connection.refusal().is_some()).await;
+    assert!(connection.refusal().unwrap().contains("a service that greets"));
 }
 
 #[tokio::test]
