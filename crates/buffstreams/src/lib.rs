@@ -78,7 +78,7 @@
 //! | typed messages | the features `prost` and `buffa`, module `typed` |
 //! | only the framing, as a tokio codec | the feature `codec` and [`Framing`] |
 //! | to read somebody else's connection along | the feature `dissect`, and `Dissector` |
-//! | your own streams | [`ConnectionBuilder::from_io`], [`ListenerBuilder::serve_io`] |
+//! | your own streams | [`ConnectionBuilder::from_io`], [`ListenerBuilder::serve_io`]; many of them: [`Host`] |
 //!
 //! # Runtime
 //!
@@ -107,6 +107,7 @@ mod events;
 mod failed;
 mod handler;
 mod handshake;
+mod host;
 mod house;
 mod listener;
 mod log;
@@ -148,6 +149,7 @@ pub use events::{Event, Events, ServerEvent, ServerEvents};
 pub use handler::{
     Discard, Ended, Handler, HandlerError, HandlerResult, Peer, PerConnection, Service, Shared, per_connection,
 };
+pub use host::Host;
 pub use ipnet::IpNet;
 pub use listener::{Listener, ListenerBuilder, OnHandlerError, Server, ShutdownReport, Stopper};
 pub use manager::{Manager, ManagerReport};

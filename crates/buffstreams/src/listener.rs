@@ -11,13 +11,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::door::{self, Crowd, FromOne, Full};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{ServerEvent, ServerEvents, Watched};
-use crate::handler::{Ended, Service};
+use crate::handler::Service;
 use crate::handshake::{Gate, Handshake};
 use crate::house::{Cut, House};
 use crate::log::Throttle;
@@ -293,32 +292,13 @@ impl ListenerBuilder {
         Ok(Listener { acceptor, address, framing, settings: self, stopper: Stopper { phase: Arc::new(phase) } })
     }
 
-    /// Serves one open stream as if it had been accepted: a pipe, a socket that another process passed on, a tunnel.
-    /// Returns why its input ended, when all work on it is finished and all replies are written.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::InvalidConfiguration`], also if there is to be TLS: that of such a stream is made by who brings it.
-    ///
-    /// # Cancel safety
-    ///
-    /// Not cancel safe: if the future is dropped, the connection is cut.
-    pub async fn serve_io<S: Service>(
-        self,
-        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        service: S,
-    ) -> Result<Ended> {
-        let framing = self.framing()?;
-        if self.tls.is_some() {
-            let text = "a stream that is brought is served as it is: bring one that TLS is spoken over already";
-            return Err(Error::new(ErrorKind::InvalidConfiguration, text));
-        }
-        let house = self.house(service, framing, &PeerAddress::Io.to_string(), Crowd::unbounded());
-        house.admit(&PeerAddress::Io).expect("there is room for any number");
-        Ok(house.serve(Transport::Io(Box::new(io)), PeerAddress::Io).await)
+    /// Whether it speaks TLS.
+    pub(crate) fn has_tls(&self) -> bool {
+        self.tls.is_some()
     }
 
-    fn house<S: Service>(&self, service: S, framing: Framing, address: &str, crowd: Crowd) -> Arc<House<S>> {
+    /// Everything but who is let in.
+    pub(crate) fn house<S: Service>(&self, service: S, framing: Framing, address: &str, crowd: Crowd) -> Arc<House<S>> {
         let (demands, grant) = (self.demands(framing), self.grant(framing));
         Arc::new(House::new(service, demands, self.reply_memory, grant, crowd, self.name.clone(), address))
     }
@@ -345,7 +325,7 @@ impl ListenerBuilder {
         self.sessions.then_some((terms, self.session_memory))
     }
 
-    fn framing(&self) -> Result<Framing> {
+    pub(crate) fn framing(&self) -> Result<Framing> {
         Ok(Framing::with_max(self.prefix, self.max_message_size)?)
     }
 }

@@ -17,7 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["handshake"],
     &["house"],
     &["listener", "route"],
-    &["dialer"],
+    &["dialer", "host"],
     &["async_handler", "blocking_handler", "stream", "sink"],
     &["connection"],
     &["manager", "spool", "spread"],

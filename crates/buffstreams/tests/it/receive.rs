@@ -1,14 +1,15 @@
 //! Handlers of every kind: what they are given, in which order, what they may do, and what their errors and panics cost.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use buffstreams::{
-    Bytes, Connection, Ended, Framing, Handler, HandlerError, HandlerResult, Listener, Message, OnHandlerError, Peer,
-    PeerAddress, Prefix, Server, Service, async_handler, blocking_handler, messages, per_connection,
+    Address, Bytes, Connection, Delivery, Ended, Framing, Handler, HandlerError, HandlerResult, Listener, Message,
+    OnHandlerError, Peer, PeerAddress, Prefix, Server, Service, async_handler, blocking_handler, messages,
+    per_connection,
 };
 use futures_util::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -587,6 +588,44 @@ async fn an_open_stream_can_be_served_and_tells_why_it_ended() {
     ours.write_all(b"\x01\0\0").await.unwrap();
     let ended = in_time("it ends", serving).await.unwrap().unwrap();
     assert!(matches!(ended, Ended::Malformed(_)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn streams_that_are_brought_to_one_host_know_of_each_other() {
+    let (permits, begun) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicU64::new(0)));
+    let service = async_handler({
+        let (permits, begun) = (Arc::clone(&permits), Arc::clone(&begun));
+        move |_: Bytes, _: Peer| {
+            begun.fetch_add(1, Ordering::Relaxed);
+            let permits = Arc::clone(&permits);
+            async move {
+                permits.acquire().await?.forget();
+                Ok(())
+            }
+        }
+    });
+    let host = Listener::builder().host(service).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn({
+        let host = host.clone();
+        async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let host = host.clone();
+                tokio::spawn(async move { host.serve(socket).await });
+            }
+        }
+    });
+    let connection = Connection::builder().delivery(Delivery::Acked).dial(Address::from(address)).await.unwrap();
+    connection.send(b"once").await.unwrap();
+    until("it is in hand", || begun.load(Ordering::Relaxed) == 1).await;
+    connection.reopen();
+    until("there is another socket", || connection.stats().connected == 2).await;
+    permits.add_permits(2);
+    let flushed = in_time("it is flushed", connection.flush()).await.unwrap();
+    assert_eq!((flushed.settled, begun.load(Ordering::Relaxed)), (1, 1), "it is handled once");
+    let report = in_time("it leaves", host.shutdown(Duration::from_secs(20))).await;
+    assert_eq!((report.received.messages, report.cut), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
