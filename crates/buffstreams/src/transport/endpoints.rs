@@ -40,7 +40,8 @@ impl Endpoints {
     pub(crate) fn is_one_place(&self) -> bool {
         match &self.0[..] {
             [Address::Unix(_)] => true,
-            [Address::Tcp { host, .. }] => host.parse::<IpAddr>().is_ok(),
+            // In no name is a colon; an IPv6 address may say its interface behind it.
+            [Address::Tcp { host, .. }] => host.contains(':') || host.parse::<IpAddr>().is_ok(),
             _ => false,
         }
     }

@@ -11,7 +11,7 @@ mod without_tls;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
@@ -123,7 +123,12 @@ impl TryFrom<&Address> for Address {
 
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Address {
-        Address::Tcp { host: address.ip().to_string(), port: address.port() }
+        let host = match address {
+            // It is an address only of one of this machine's interfaces.
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+            _ => address.ip().to_string(),
+        };
+        Address::Tcp { host, port: address.port() }
     }
 }
 
@@ -363,9 +368,7 @@ impl Acceptor {
                 let (stream, peer) = listener.accept().await?;
                 // A peer that has gone already makes this fail; reading will tell.
                 let _ = liveness.apply(&stream);
-                // A socket of both families shows IPv4 peers in disguise.
-                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                Ok((Transport::Tcp(stream), PeerAddress::Tcp(peer)))
+                Ok((Transport::Tcp(stream), PeerAddress::Tcp(undisguised(peer))))
             }
             #[cfg(unix)]
             Acceptor::Unix(_, listener) => {
@@ -386,6 +389,14 @@ impl Acceptor {
                 listener.into_std().map_or(0, |listener| waiting(|| listener.accept()))
             }
         }
+    }
+}
+
+/// A socket of both families shows IPv4 peers in disguise.
+fn undisguised(peer: SocketAddr) -> SocketAddr {
+    match peer.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::from((v4, peer.port())),
+        IpAddr::V6(_) => peer,
     }
 }
 
@@ -447,7 +458,21 @@ async fn remove_if_stale(path: &std::path::Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV6;
+
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_keeps_the_interface_that_it_belongs_to() {
+        let local = SocketAddr::V6(SocketAddrV6::new("fe80::1".parse().expect("an address"), 5031, 0, 3));
+        let address = Address::from(local);
+        assert_eq!(address.to_string(), "[fe80::1%3]:5031");
+        assert_eq!(address.to_string().parse::<Address>().expect("an address"), address);
+        assert_eq!(Place::all_of(&address).await.expect("it is an address already"), [Place::Tcp(local)]);
+        assert_eq!(undisguised(local), local);
+        let v4 = SocketAddr::from(([10, 0, 0, 1], 5031));
+        assert_eq!(undisguised("[::ffff:10.0.0.1]:5031".parse().expect("an address")), v4);
+    }
 
     #[tokio::test]
     async fn both_ends_of_a_connection_have_their_options_set() {

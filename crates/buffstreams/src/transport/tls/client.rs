@@ -129,7 +129,11 @@ impl TlsClient {
         match (&self.server_name, address) {
             (Some(name), _) => Ok(name.clone()),
             (None, Address::Tcp { host, .. }) if host.is_empty() => parse_name("localhost"),
-            (None, Address::Tcp { host, .. }) => parse_name(host),
+            // Which interface an IPv6 address belongs to is no matter of certificates.
+            (None, Address::Tcp { host, .. }) => match host.split_once('%') {
+                Some((address, _)) if address.contains(':') => parse_name(address),
+                _ => parse_name(host),
+            },
             (None, Address::Unix(_)) => {
                 let text = format!("{address} has no name that a certificate could be for: give a server name");
                 Err(Error::new(ErrorKind::InvalidConfiguration, text))
