@@ -47,10 +47,15 @@ where
 }
 
 /// See [`async_handler`].
-#[derive(Debug)]
 pub struct AsyncService<F> {
     work: Arc<F>,
     concurrency: usize,
+}
+
+impl<F> fmt::Debug for AsyncService<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncService").field("concurrency", &self.concurrency).finish_non_exhaustive()
+    }
 }
 
 impl<F> AsyncService<F> {

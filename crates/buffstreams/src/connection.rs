@@ -52,10 +52,21 @@ pub enum Delivery {
 }
 
 /// How to dial. Made by [`Connection::builder`].
-#[derive(Clone, Debug)]
 pub struct ConnectionBuilder<S = Discard> {
     service: Arc<S>,
     settings: Settings,
+}
+
+impl<S> Clone for ConnectionBuilder<S> {
+    fn clone(&self) -> ConnectionBuilder<S> {
+        ConnectionBuilder { service: Arc::clone(&self.service), settings: self.settings.clone() }
+    }
+}
+
+impl<S> fmt::Debug for ConnectionBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionBuilder").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -387,8 +398,7 @@ impl<S: Service> ConnectionBuilder<S> {
     pub(crate) fn start_at(&self, address: Address, home: Home) -> Result<Connection> {
         let framing = self.framing()?;
         let target = Target { home: Some(home), ..self.target(address.into())? };
-        let builder = ConnectionBuilder { service: Arc::clone(&self.service), settings: self.settings.clone() };
-        Ok(builder.start(framing, Some(target), None, None))
+        Ok(self.clone().start(framing, Some(target), None, None))
     }
 
     /// Whether a message for which there is no room waits for it.

@@ -472,7 +472,7 @@ impl<S: Service> Dialer<S> {
         if told.at.is_some_and(|at| at.elapsed() < pace) {
             return false;
         }
-        for reason in FailedReason::ALL {
+        for &reason in FailedReason::ALL {
             let count = stats.failed_for(reason) - told.stats.failed_for(reason);
             if count > 0 {
                 self.outbox.tell(Event::Failed { reason, count });

@@ -25,7 +25,7 @@ pub struct HandlerError(Box<dyn std::error::Error + Send + Sync>);
 impl HandlerError {
     /// An error with this text.
     pub fn new(text: impl Into<String>) -> HandlerError {
-        HandlerError(text.into().into())
+        HandlerError(Box::new(Said(text.into())))
     }
 
     /// Refuses this message for good: on an acknowledged stream its sender gets it back as
@@ -39,10 +39,38 @@ impl HandlerError {
         HandlerError(Box::new(Rejected(Rejection { code, text: shortened(&text).to_owned() })))
     }
 
+    /// The error that it was made of by `?` or `From`; `None` if there was only a text.
+    ///
+    /// ```
+    /// use std::io;
+    /// use buffstreams::HandlerError;
+    ///
+    /// let error = HandlerError::from(io::Error::from(io::ErrorKind::StorageFull));
+    /// let source = error.source().and_then(|source| source.downcast_ref::<io::Error>()).expect("an error of I/O");
+    /// assert_eq!(source.kind(), io::ErrorKind::StorageFull);
+    /// assert!(HandlerError::new("the disk is full").source().is_none());
+    /// ```
+    pub fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let is_text = self.0.is::<Said>() || self.0.is::<Rejected>();
+        (!is_text).then_some(&*self.0)
+    }
+
     pub(crate) fn rejection(&self) -> Option<&Rejection> {
         self.0.downcast_ref::<Rejected>().map(|rejected| &rejected.0)
     }
 }
+
+/// A text as an error.
+#[derive(Debug)]
+struct Said(String);
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Said {}
 
 /// A rejection as an error.
 #[derive(Debug)]
@@ -336,8 +364,13 @@ where
 }
 
 /// A closure that all connections share; see [`Service`].
-#[derive(Debug)]
 pub struct Shared<F>(Arc<F>);
+
+impl<F> fmt::Debug for Shared<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shared")
+    }
+}
 
 impl<F> Handler for Shared<F>
 where
@@ -359,8 +392,14 @@ where
 }
 
 /// See [`per_connection`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct PerConnection<M>(M);
+
+impl<M> fmt::Debug for PerConnection<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PerConnection")
+    }
+}
 
 impl<M, H> Service for PerConnection<M>
 where

@@ -54,7 +54,7 @@ pub enum FailedReason {
 
 impl FailedReason {
     /// Every reason.
-    pub const ALL: [FailedReason; 8] = [
+    pub const ALL: &'static [FailedReason] = &[
         FailedReason::RetryExhausted,
         FailedReason::Disconnected,
         FailedReason::Expired,

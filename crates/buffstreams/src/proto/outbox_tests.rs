@@ -363,8 +363,10 @@ impl Model {
             accepted: self.messages.len() as u64,
             settled: count(|message| message.settled),
             failed: count(|message| message.failed.is_some()),
-            failed_for: FailedReason::ALL
-                .map(|reason| self.messages.iter().filter(|message| message.failed == Some(reason)).count() as u64),
+            failed_for: std::array::from_fn(|index| {
+                let reason = Some(FailedReason::ALL[index]);
+                self.messages.iter().filter(|message| message.failed == reason).count() as u64
+            }),
             in_flight: count(Accepted::is_in_flight),
             in_flight_bytes: self.in_flight_bytes(),
         };

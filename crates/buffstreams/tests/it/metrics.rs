@@ -246,7 +246,7 @@ async fn every_reason_of_failure_is_published_apart() {
         };
         inside.values.values().find(is_it).expect("there is one for each").value.load(Ordering::Relaxed)
     };
-    for reason in FailedReason::ALL {
+    for &reason in FailedReason::ALL {
         assert_eq!(of_reason(reason), stats.failed_for(reason), "{reason}");
     }
     assert_eq!(stats.failed_for(FailedReason::RetryExhausted), stats.failed);

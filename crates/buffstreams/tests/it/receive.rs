@@ -11,7 +11,7 @@ use buffstreams::{
     OnHandlerError, Peer, PeerAddress, Prefix, Server, Service, async_handler, blocking_handler, messages,
     per_connection,
 };
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 
@@ -467,6 +467,24 @@ async fn replies_that_expired_take_no_room_from_later_ones() {
         }
     })
     .await;
+}
+
+#[test]
+fn every_service_can_be_shown_and_builders_with_it_be_cloned_whatever_it_captures() {
+    fn shown(service: impl std::fmt::Debug) -> String {
+        format!("{service:?}")
+    }
+    let record = Recorder::default();
+    let captured = record.clone();
+    let work = async_handler(move |_: Bytes, _: Peer| std::future::ready(captured.count()).map(|_| Ok(())));
+    assert_eq!(shown(work), "AsyncService { concurrency: 1, .. }");
+    let captured = record.clone();
+    assert_eq!(shown(per_connection(move |peer: &Peer| Arc::new(captured.clone()).connected(peer))), "PerConnection");
+    let builder = Connection::builder().handler(move |_: &[u8]| {
+        drop(record.clone());
+        Ok(())
+    });
+    assert!(shown(builder.clone()).starts_with("ConnectionBuilder { settings: "));
 }
 
 #[tokio::test]
