@@ -469,11 +469,13 @@ impl<H: Handler> Batch<'_, H> {
     }
 
     fn panicked(&mut self) {
-        if let (Some(number), Some(turn)) = (self.in_hand, &mut self.turn) {
-            // It may have been given to the handler before it was offered.
-            turn.offer(number);
-            turn.fail(number, PANICKED);
-        }
+        let (Some(number), Some(turn)) = (self.in_hand, &mut self.turn) else {
+            // At the end of the batch: as if it had said that it could not store it.
+            return self.forget();
+        };
+        // It may have been given to the handler before it was offered.
+        turn.offer(number);
+        turn.fail(number, PANICKED);
     }
 
     fn forget(&mut self) {

@@ -251,6 +251,46 @@ async fn a_message_over_which_the_handler_panics_is_tried_three_times_too() {
     .await;
 }
 
+/// Cannot store the first batch, and says so by an error or a panic.
+struct Storing {
+    failures: Arc<AtomicU64>,
+    seen: Arc<AtomicU64>,
+    panics: bool,
+}
+
+impl Handler for Storing {
+    fn message(&mut self, _: Message<'_>) -> HandlerResult {
+        self.seen.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn batch_end(&mut self) -> HandlerResult {
+        if self.failures.fetch_add(1, Ordering::Relaxed) > 0 {
+            return Ok(());
+        }
+        if self.panics {
+            std::panic::panic_any("the disk is full");
+        }
+        Err(HandlerError::new("the disk is full"))
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_could_not_be_stored_is_handled_again() {
+    for panics in [false, true] {
+        let (failures, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let storing = {
+            let (failures, seen) = (Arc::clone(&failures), Arc::clone(&seen));
+            move |_: &Peer| Storing { failures: Arc::clone(&failures), seen: Arc::clone(&seen), panics }
+        };
+        let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(per_connection(storing));
+        let connection = acked().dial(server.local_address()).await.unwrap();
+        connection.send(b"store this").await.unwrap();
+        let flushed = in_time("it is flushed", connection.flush()).await.unwrap();
+        assert_eq!((flushed.settled, seen.load(Ordering::Relaxed)), (1, 2), "panics: {panics}");
+    }
+}
+
 /// Keeps messages in hand until it is asked whether it is ready, or has finished. Panics over "poison".
 struct Late {
     tries: Arc<AtomicU64>,
