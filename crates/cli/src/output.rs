@@ -70,7 +70,7 @@ impl Output {
         Ok(Output::to(Destination::stdout()?, format, count, report))
     }
 
-    /// Into a recording that has been begun, called `name`.
+    /// Into this file, called `name`, as a recording that is still to [begin](Self::begin).
     pub(crate) fn recording(
         file: File,
         name: String,
@@ -78,6 +78,16 @@ impl Output {
         report: Arc<Report>,
     ) -> io::Result<Arc<Output>> {
         Ok(Output::to(Destination::recording(file, name)?, args::Output::Recording, count, report))
+    }
+
+    /// Gives up what was in the file before, and writes the head of a recording.
+    ///
+    /// # Errors
+    ///
+    /// As the operating system says, with the name.
+    pub(crate) fn begin(&self, head: &[u8]) -> io::Result<()> {
+        let name = self.name();
+        self.destination.begin(head).map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))
     }
 
     fn to(destination: Destination, format: args::Output, count: Option<u64>, report: Arc<Report>) -> Arc<Output> {
@@ -375,10 +385,11 @@ struct Destination {
     is_recording: bool,
 }
 
-/// A file, and how far it was wholly written.
+/// A file, and how much was wholly written into it from here.
 #[derive(Debug)]
 struct Written {
     file: File,
+    /// In bytes; all of a recording.
     whole: u64,
     has_failed: bool,
 }
@@ -398,15 +409,25 @@ impl Destination {
     }
 
     fn recording(file: File, name: String) -> io::Result<Destination> {
-        let metadata = file.metadata()?;
-        let (may_block, is_recording) = (!metadata.is_file(), metadata.is_file());
-        let written = Mutex::new(Written { file, whole: metadata.len(), has_failed: false });
-        Ok(Destination { name, written, may_block, is_terminal: false, is_recording })
+        let is_recording = file.metadata()?.is_file();
+        let written = Mutex::new(Written { file, whole: 0, has_failed: false });
+        Ok(Destination { name, written, may_block: !is_recording, is_terminal: false, is_recording })
+    }
+
+    fn begin(&self, head: &[u8]) -> io::Result<()> {
+        if self.is_recording {
+            self.written().file.set_len(0)?;
+        }
+        self.write(head)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<()> {
         let write = || {
-            let Written { file, whole, has_failed } = &mut *self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            let Written { file, whole, has_failed } = &mut *self.written();
             if *has_failed {
                 // Behind a part of something nothing would be found again.
                 return Err(io::Error::other("an earlier write has failed"));

@@ -65,6 +65,20 @@ impl Program {
         Program::spawn(arguments, stdout.into(), Stdio::piped(), None)
     }
 
+    /// The same, where a file that would grow beyond so many KiB is refused, as a full disk refuses it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn start_on_full_disk(
+        kibibytes: u32,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Program {
+        let mut shell = Command::new("bash");
+        let limit = format!(r#"trap "" XFSZ; ulimit -f {kibibytes}; exec "$@""#);
+        shell.args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_buffstreams")]).args(arguments);
+        let program = Program::of(&mut shell, Stdio::piped(), Stdio::piped(), None);
+        program.read_stdout();
+        program
+    }
+
     /// The same, with a terminal for its standard error.
     pub(crate) fn start_on_terminal(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Program {
         Program::start_on_terminal_in(&[], arguments)
@@ -119,14 +133,14 @@ impl Program {
         stderr: Stdio,
         terminal: Option<Box<dyn Read + Send>>,
     ) -> Program {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_buffstreams"))
-            .envs(environment.iter().copied())
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(stdout)
-            .stderr(stderr)
-            .spawn()
-            .expect("the binary that cargo built starts");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_buffstreams"));
+        command.envs(environment.iter().copied()).args(arguments);
+        Program::of(&mut command, stdout, stderr, terminal)
+    }
+
+    fn of(command: &mut Command, stdout: Stdio, stderr: Stdio, terminal: Option<Box<dyn Read + Send>>) -> Program {
+        let command = command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
+        let mut child = command.spawn().expect("the binary that cargo built starts");
         let stdin = child.stdin.take();
         let stdout = Transcript::new(child.stdout.take().map(|pipe| Box::new(pipe) as _));
         let stderr = Transcript::new(terminal.or(child.stderr.take().map(|pipe| Box::new(pipe) as _)));

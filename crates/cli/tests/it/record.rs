@@ -197,6 +197,30 @@ fn a_disk_that_takes_no_more_ends_it_with_1() {
     assert!(ended.stderr.contains("/dev/full: "), "{}", ended.stderr);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_settled_before_the_disk_was_full_is_whole_in_the_recording_and_nothing_else() {
+    let folder = Folder::new();
+    let (new, old) = (text(&folder.path("new.rec")), folder.file("old.rec", &[0; 90_000]));
+    for (file, options) in [(&new, &[][..]), (&old, &["--force"])] {
+        let recorder = Program::start_on_full_disk(100, ["record", "127.0.0.1:0", file].iter().chain(options));
+        let options = ["--delivery", "acked", "--retry-for", "0"];
+        let sent = Program::run(["send", &recorder.address()].iter().chain(&options), &lines(0..50_000));
+        let recorded = recorder.end();
+        assert_eq!(recorded.code(), Some(1));
+        assert!(recorded.stderr.contains(&format!("error: {file}: ")), "{}", recorded.stderr);
+        let [_, settled, _] = account(&sent);
+        assert!((1..50_000).contains(&settled), "{}", sent.last_line());
+        let exported = export(file, &["--output", "lines"]);
+        assert_eq!((exported.code(), &*exported.stderr), (Some(0), ""), "it ends at a whole entry");
+        let count = exported.stdout.iter().filter(|byte| **byte == b'\n').count() as u64;
+        assert!(exported.stdout == lines(0..count as u32));
+        assert!(recorded.last_line().starts_with(&format!("received {count} messages, ")), "{}", recorded.stderr);
+        // The last acknowledgement may not have come.
+        assert!(count >= settled, "{count} of {}", sent.last_line());
+    }
+}
+
 /// A recording of connections with these messages, one after the other, each from a sender of its own.
 fn recording(folder: &Folder, connections: &[Vec<u8>]) -> String {
     let file = text(&folder.path("sample.rec"));

@@ -261,22 +261,16 @@ fn a_disk_that_takes_no_more_ends_it_with_an_account_and_loses_nothing() {
     let spool = text(&folder.path("spool"));
     let address = free_address("127.0.0.17");
     let file = folder.file("lines", &lines(0..200_000));
-    // The file system's answer to a file that grows beyond 1 MiB.
-    let command = r#"trap "" XFSZ; ulimit -f 1024; exec "$@""#;
-    let program = env!("CARGO_BIN_EXE_buffstreams");
-    let arguments = ["-c", command, "sh", program, "send", &address, "--delivery", "acked", "--spool", &spool, &file];
-    let ended = std::process::Command::new("bash").args(arguments).output().unwrap();
-    let errors = String::from_utf8(ended.stderr).unwrap();
-    let last = errors.lines().last().unwrap();
-    assert_eq!(ended.status.code(), Some(1), "{last}");
-    assert!(last.starts_with("accepted "), "{last}");
+    let arguments = ["send", &address, "--delivery", "acked", "--spool", &spool, &file];
+    let ended = Program::start_on_full_disk(1024, arguments).end();
+    let (errors, last) = (&ended.stderr, ended.last_line());
+    assert_eq!(ended.code(), Some(1), "{last}");
     assert!(
         errors.contains(&spool) && errors.contains("too large") && errors.contains("is safe there"),
         "{}",
         &errors[..errors.len().min(2_000)]
     );
-    let count: Vec<u64> = last.split(' ').filter_map(|word| word.trim_end_matches(',').parse().ok()).collect();
-    let (accepted, failed) = (count[0], count[2]);
+    let [accepted, _, failed] = account(&ended);
     assert!(accepted > failed, "{last}");
 
     let listener = Program::start(["listen", &address]);
