@@ -30,7 +30,6 @@ const LATE: Duration = Duration::from_millis(100);
 const MOST_CLOSING: usize = 1024;
 
 pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Outcome {
-    let wanted = arguments.framing()?;
     let tls = arguments.tls.client()?;
     let name = arguments.file.display();
     let file = recording::open(&arguments.file)?;
@@ -44,7 +43,7 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
     report.share_with(bar.clone());
     let source = BufReader::with_capacity(READ, bar.wrap_read(file));
     let mut recording = Recording::open(source).map_err(|error| format!("{name}: {error}"))?;
-    let framing = wanted.unwrap_or(recording.framing());
+    let framing = arguments.framing(recording.framing())?;
     let is_acked = arguments.is_acked(framing)?;
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
     let mut signals = Signals::watch(report)?;

@@ -38,10 +38,10 @@ impl WireArguments {
     }
 }
 
-/// How messages stand on a wire that somebody else has chosen.
+/// How messages stand on a wire that is read along.
 #[derive(Debug, Args)]
 pub(crate) struct ForeignWireArguments {
-    /// How the length stands before each message [default: what is guessed, or was recorded]
+    /// How the length stands before each message [default: what is guessed]
     #[arg(long, value_name = "NAME", value_parser = prefix_parser())]
     framing: Option<Prefix>,
 
@@ -60,6 +60,32 @@ impl ForeignWireArguments {
             prefix => prefix.largest_max(),
         });
         Framing::with_max(prefix, max).map(Some).map_err(Unusable::because)
+    }
+}
+
+/// How messages stand on the wire, where they were recorded on another.
+#[derive(Debug, Args)]
+pub(crate) struct RecordedWireArguments {
+    /// How the length stands before each message [default: as it was recorded]
+    #[arg(long, value_name = "NAME", value_parser = prefix_parser())]
+    framing: Option<Prefix>,
+
+    /// Largest message, as the listener has it [default: as it was recorded, if the framing can express it]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_message_size: Option<usize>,
+}
+
+impl RecordedWireArguments {
+    /// What was asked for; the rest is as in this framing.
+    pub(super) fn framing(&self, recorded: Framing) -> Result<Framing, Unusable> {
+        let prefix = self.framing.unwrap_or(recorded.prefix());
+        let max = self.max_message_size.unwrap_or(recorded.max_message_size().min(prefix.largest_max()));
+        Framing::with_max(prefix, max).map_err(Unusable::because)
+    }
+
+    /// What is known before the recording is read: whether the two fit together, if both were asked for.
+    pub(super) fn asked_for(&self) -> Result<Option<Framing>, Unusable> {
+        self.framing.map(|prefix| self.framing(Framing::new(prefix))).transpose()
     }
 }
 

@@ -8,7 +8,7 @@ use buffstreams::{Address, Framing};
 use clap::Args;
 
 use super::delivery::{DeliveryLevel, check_acked};
-use super::framing::ForeignWireArguments;
+use super::framing::RecordedWireArguments;
 use super::quantities::parse_duration;
 use super::tls::SendTls;
 use super::unusable::Unusable;
@@ -40,7 +40,7 @@ pub(crate) struct ReplayArguments {
     pub(crate) one_connection: bool,
 
     #[command(flatten)]
-    wire: ForeignWireArguments,
+    wire: RecordedWireArguments,
 
     /// When a message counts as settled
     #[arg(long, value_enum, default_value_t = DeliveryLevel::Sent)]
@@ -60,15 +60,15 @@ pub(crate) struct ReplayArguments {
 
 impl ReplayArguments {
     pub(super) fn check(&self) -> Result<(), Unusable> {
-        if let Some(framing) = self.framing()? {
+        if let Some(framing) = self.wire.asked_for()? {
             self.is_acked(framing)?;
         }
         self.tls.check(slice::from_ref(&self.address))
     }
 
-    /// The framing that was asked for, if one was.
-    pub(crate) fn framing(&self) -> Result<Option<Framing>, Unusable> {
-        self.wire.framing()
+    /// How messages stand on the wire, if they were recorded in this framing.
+    pub(crate) fn framing(&self, recorded: Framing) -> Result<Framing, Unusable> {
+        self.wire.framing(recorded)
     }
 
     /// Whether messages are acknowledged, over connections of this framing.

@@ -278,6 +278,30 @@ fn a_recording_is_sent_again_whole_and_in_order_over_as_many_connections() {
 }
 
 #[test]
+fn what_is_not_said_of_the_wire_of_a_replay_is_as_it_was_recorded() {
+    let folder = Folder::new();
+    let file = text(&folder.path("sample.rec"));
+    // In the framing `buffstreams`, the maximum decides how wide the prefixes are.
+    let wire = ["--max-message-size", "1MiB"];
+    let (recorder, address) = record(&file, &[&wire[..], &["--count", "1"]].concat());
+    wire::deliver(&address, b"\x0a\0\0\0hello");
+    recorder.end();
+    let cases: [(&[&str], &[&str]); 5] = [
+        (&wire, &[]),
+        (&wire, &["--framing", "buffstreams"]),
+        (&["--max-message-size", "4096"], &["--max-message-size", "4096"]),
+        (&["--framing", "u8"], &["--framing", "u8"]),
+        (&["--framing", "u16be", "--max-message-size", "9"], &["--framing", "u16be", "--max-message-size", "9"]),
+    ];
+    for (listening, replaying) in cases {
+        let (listener, address) = Program::listen(&[listening, &["--count", "1"]].concat());
+        let ended = Program::run(["replay", &file, &address].iter().chain(replaying), b"");
+        assert_eq!(account(&ended), [1, 1, 0], "{replaying:?}: {}", ended.stderr);
+        assert_eq!(listener.end().stdout, b"hello\n", "{replaying:?}");
+    }
+}
+
+#[test]
 fn a_replay_is_acknowledged_and_survives_a_restart_of_the_listener() {
     let folder = Folder::new();
     let file = recording(&folder, &[lines(0..20_000)]);

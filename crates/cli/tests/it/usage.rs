@@ -134,6 +134,8 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         (&["record", ":0"], "<FILE>"),
         (&["replay", "monday.rec"], "<ADDRESS>"),
         (&["replay", "monday.rec", ":1", "--speed", "0"], "0.5x"),
+        (&["replay", "monday.rec", ":1", "--framing", "u8", "--max-message-size", "256"], "255"),
+        (&["replay", "monday.rec", ":1", "--framing", "u8", "--delivery", "acked"], "varint"),
         (&["export", "monday.rec", "--output", "json"], "--type"),
         (&["listen", ":0", "--metrics", "9100"], "host:port"),
         (&["send", ":1", "--metrics", "unix:socket"], "host:port"),
