@@ -13,7 +13,7 @@ use buffstreams::{
     ShutdownReport, per_connection,
 };
 
-use crate::args::{ListenArguments, ReceiveArguments};
+use crate::args::{ListenArguments, ListenLimits, ReceiveArguments};
 use crate::echo::Echo;
 use crate::metrics::Metrics;
 use crate::output::{Batch, Output, Over, Received};
@@ -30,12 +30,13 @@ const LAST_WORK: Duration = Duration::from_secs(5);
 pub(crate) async fn run(arguments: ListenArguments, report: &Arc<Report>) -> Outcome {
     let framing = arguments.receive.framing()?;
     let output = Output::new(arguments.output()?, arguments.receive.count, Arc::clone(report))?;
-    receive(arguments.receive, framing, &output, report, || Ok(())).await
+    receive(arguments.receive, &arguments.limits, framing, &output, report, || Ok(())).await
 }
 
 /// Puts what arrives into `output`, until there is a reason not to. `begin` is called when it listens, before anything arrives.
 pub(crate) async fn receive(
     arguments: ReceiveArguments,
+    limits: &ListenLimits,
     framing: Framing,
     output: &Arc<Output>,
     report: &Arc<Report>,
@@ -50,8 +51,7 @@ pub(crate) async fn receive(
         tls::reload_at_hangup(move || server.reload(), report)?;
         builder = builder.tls(tls);
     }
-    let listener = arguments
-        .limits
+    let listener = limits
         .apply(builder)
         .prefix(framing.prefix())
         .max_message_size(framing.max_message_size())

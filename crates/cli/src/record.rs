@@ -15,7 +15,7 @@ pub(crate) async fn run(arguments: RecordArguments, report: &Arc<Report>) -> Out
     let output = Output::recording(file, name, arguments.receive.count, Arc::clone(report))?;
     // Only once it listens is what was in the file given up.
     let begin = || output.begin(&recording::head(&framing));
-    let outcome = listen::receive(arguments.receive, framing, &output, report, begin).await;
+    let outcome = listen::receive(arguments.receive, &arguments.limits, framing, &output, report, begin).await;
     if outcome.is_err() && is_new {
         // It could not begin, and would be in its own way the next time.
         drop(fs::remove_file(&arguments.file));

@@ -37,6 +37,10 @@ pub(crate) struct ListenArguments {
     /// How messages are printed [default: json with --type, else lines]
     #[arg(long, value_enum, value_name = "FORMAT")]
     output: Option<OutputFormat>,
+
+    // The last: its heading is over all that follows.
+    #[command(flatten)]
+    pub(crate) limits: ListenLimits,
 }
 
 impl ListenArguments {
@@ -73,9 +77,6 @@ pub(crate) struct ReceiveArguments {
 
     #[command(flatten)]
     pub(crate) tls: ListenTls,
-
-    #[command(flatten)]
-    pub(crate) limits: ListenLimits,
 
     /// Serve what is counted to Prometheus, over HTTP at /metrics
     ///

@@ -37,6 +37,7 @@ pub(crate) use export::ExportArguments;
 pub(crate) use failed::{FailedAction, FailedArguments};
 pub(crate) use framing::WireArguments;
 pub(crate) use host_port::HostPort;
+pub(crate) use limits::ListenLimits;
 pub(crate) use listen::{ListenArguments, ReceiveArguments};
 pub(crate) use output::Output;
 pub(crate) use quantities::{parse_duration, parse_size};
@@ -154,6 +155,8 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args;
+
     use super::*;
 
     #[test]
@@ -185,6 +188,19 @@ mod tests {
                     panic!("{words:?}: {error}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn under_limits_stand_the_limits_and_nothing_else() {
+        let limits = ListenLimits::augment_args(clap::Command::new("limits"));
+        let limits: Vec<_> = limits.get_arguments().map(|arg| arg.get_id()).collect();
+        let mut program = program();
+        program.build();
+        for name in ["listen", "record"] {
+            let command = program.find_subcommand(name).unwrap();
+            let under = command.get_arguments().filter(|arg| arg.get_help_heading() == Some("Limits"));
+            assert_eq!(under.map(|arg| arg.get_id()).collect::<Vec<_>>(), limits, "{name}");
         }
     }
 

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::recording;
 
+use super::limits::ListenLimits;
 use super::listen::ReceiveArguments;
 use super::unusable::Unusable;
 
@@ -33,6 +34,10 @@ pub(crate) struct RecordArguments {
     /// Replace FILE if it exists
     #[arg(long)]
     pub(crate) force: bool,
+
+    // The last: its heading is over all that follows.
+    #[command(flatten)]
+    pub(crate) limits: ListenLimits,
 }
 
 impl RecordArguments {
