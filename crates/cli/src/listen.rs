@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use buffstreams::{
     Ended, Framing, Handler, HandlerError, HandlerResult, Listener, Message, OnHandlerError, Peer, PeerAddress,
-    ShutdownReport, per_connection,
+    ShutdownReport, TlsServer, per_connection,
 };
 
 use crate::args::{ListenArguments, ListenLimits, ReceiveArguments};
@@ -22,7 +22,7 @@ use crate::recording::Source;
 use crate::refusals::Refusals;
 use crate::report::Report;
 use crate::signals::Signals;
-use crate::{Outcome, Status, tls};
+use crate::{Outcome, Status};
 
 /// How long what is in hand may take to finish.
 const LAST_WORK: Duration = Duration::from_secs(5);
@@ -43,12 +43,10 @@ pub(crate) async fn receive(
     begin: impl FnOnce() -> io::Result<()>,
 ) -> Outcome {
     let tls = arguments.tls.server()?;
-    let mut signals = Signals::watch(report)?;
+    let mut signals = Signals::watch_with(report, tls.as_ref(), TlsServer::reload)?;
     let metrics = Metrics::bind(arguments.metrics.as_ref()).await?;
     let mut builder = Listener::builder();
     if let Some(tls) = tls {
-        let server = tls.clone();
-        tls::reload_at_hangup(move || server.reload(), report)?;
         builder = builder.tls(tls);
     }
     let listener = limits

@@ -32,7 +32,6 @@ mod signals;
 mod socket;
 mod spooled;
 mod tap;
-mod tls;
 mod top;
 
 use std::process;

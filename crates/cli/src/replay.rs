@@ -18,7 +18,7 @@ use crate::recording::{self, Event, Recording};
 use crate::report::Report;
 use crate::send::{End, Failures, LAST_WORK, LONGEST_PAUSE};
 use crate::signals::Signals;
-use crate::{Outcome, Status, tls};
+use crate::{Outcome, Status};
 
 /// One read of the file.
 const READ: usize = 256 * 1024;
@@ -46,10 +46,7 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
     let framing = arguments.framing(recording.framing())?;
     let is_acked = arguments.is_acked(framing)?;
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
-    let mut signals = Signals::watch(report)?;
-    if let Some(client) = tls.clone() {
-        tls::reload_at_hangup(move || client.reload(), report)?;
-    }
+    let mut signals = Signals::watch_with(report, tls.as_ref(), TlsClient::reload)?;
 
     let mut replay = Replay {
         dial: Dial { arguments: &arguments, framing, is_acked, tls, failures: Arc::clone(&failures) },

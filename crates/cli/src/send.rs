@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use buffstreams::{Backoff, Connection, FailedMessage, Rejection, Retry};
+use buffstreams::{Backoff, Connection, FailedMessage, Rejection, Retry, TlsClient};
 use indicatif::ProgressBar;
 
 use crate::args::{Delivery, SendArguments};
@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::progress::{self, Totals};
 use crate::report::Report;
 use crate::signals::Signals;
-use crate::{Outcome, Status, tls};
+use crate::{Outcome, Status};
 
 /// The longest pause between two attempts to connect.
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         return Err(format!("{}: to keep failed messages there would empty the input", failed.display()).into());
     }
     let failures = Failures::new(arguments.failed.as_deref(), report)?;
-    let mut signals = Signals::watch(report)?;
+    let mut signals = Signals::watch_with(report, tls.as_ref(), TlsClient::reload)?;
     let metrics = Metrics::bind(arguments.metrics.as_ref()).await?;
     let mut builder = match delivery {
         Delivery::Sent => Connection::builder(),
@@ -50,8 +50,6 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     };
     let is_tls = tls.is_some();
     if let Some(tls) = tls {
-        let client = tls.clone();
-        tls::reload_at_hangup(move || client.reload(), report)?;
         builder = builder.tls(tls);
     }
     let builder = builder

@@ -12,7 +12,8 @@ use super::unusable::Unusable;
 pub(crate) struct ListenTls {
     /// Speak TLS, with this certificate in PEM, and those behind it that link it to its authority
     ///
-    /// At SIGHUP all files of TLS are read again. Connections that are open go on as they are.
+    /// At SIGHUP all files of TLS are read again. Connections that are open go on as they are. If the signal comes because
+    /// the terminal was closed, the program ends in order instead, unless it was started with `nohup`.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
 

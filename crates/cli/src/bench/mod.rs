@@ -27,7 +27,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::report::Report;
 use crate::signals::Signals;
-use crate::{Outcome, Status, tls};
+use crate::{Outcome, Status};
 
 use answers::{Echoes, HELLO, Hearing};
 pub(crate) use arguments::BenchArguments;
@@ -49,10 +49,7 @@ const LAST_WORK: Duration = Duration::from_secs(1);
 pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outcome {
     let framing = arguments.framing()?;
     let tls = arguments.tls.client()?;
-    if let Some(client) = tls.clone() {
-        tls::reload_at_hangup(move || client.reload(), report)?;
-    }
-    let mut signals = Signals::watch(report)?;
+    let mut signals = Signals::watch_with(report, tls.as_ref(), TlsClient::reload)?;
     let hearing = Hearing::new(Content::new(arguments.size), arguments.connections, arguments.by == By::Echo);
     let connections = tokio::select! {
         opened = open(&arguments, framing, tls, &hearing) => opened?,

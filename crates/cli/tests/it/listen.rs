@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::program::{Folder, Program, Signal, text};
+use crate::reconnect::account;
 use crate::wire::{self, delimited, u8_frames};
 
 #[test]
@@ -280,4 +281,28 @@ fn a_connection_that_stays_away_from_frames_does_not_hold_the_end_up() {
     assert_eq!(ended.code(), Some(0));
     assert_eq!(ended.stdout, delimited(["whole"]));
     assert!(!std::path::Path::new(&path).exists(), "the socket's file is gone with it");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hangup_ends_it_in_order_unless_it_was_started_to_outlive_it() {
+    let (listener, address) = Program::listen(&[]);
+    let mut sender = Program::start(["send", &address]);
+    sender.write(b"one\n");
+    listener.wait_lines(1);
+    for program in [&sender, &listener] {
+        // The shell and the system may both send one.
+        program.signal(Signal::HUP);
+        program.signal(Signal::HUP);
+    }
+    let (sent, received) = (sender.end(), listener.end());
+    assert_eq!((sent.code(), account(&sent)), (Some(1), [1, 1, 0]), "{}", sent.stderr);
+    assert_eq!((received.code(), received.last_line()), (Some(0), "received 1 messages, 3 bytes"));
+
+    let listener = Program::start_deaf_to_hangups(["listen", "127.0.0.1:0", "--count", "1"]);
+    let address = listener.address();
+    listener.signal(Signal::HUP);
+    let sent = Program::run(["send", &address], b"one\n");
+    assert_eq!(account(&sent), [1, 1, 0], "{}", sent.stderr);
+    assert_eq!(listener.end().stdout, b"one\n");
 }

@@ -71,10 +71,22 @@ impl Program {
         kibibytes: u32,
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> Program {
+        Program::start_behind(&format!(r#"trap "" XFSZ; ulimit -f {kibibytes}"#), arguments)
+    }
+
+    /// The same, as `nohup` starts it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn start_deaf_to_hangups(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Program {
+        Program::start_behind(r#"trap "" HUP"#, arguments)
+    }
+
+    /// The same, in a shell that was told this before.
+    #[cfg(target_os = "linux")]
+    fn start_behind(words: &str, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Program {
         let mut shell = Command::new("bash");
-        let limit = format!(r#"trap "" XFSZ; ulimit -f {kibibytes}; exec "$@""#);
-        shell.args(["-c", &limit, "sh", env!("CARGO_BIN_EXE_buffstreams")]).args(arguments);
-        let program = Program::of(&mut shell, Stdio::piped(), Stdio::piped(), None);
+        let program = env!("CARGO_BIN_EXE_buffstreams");
+        shell.args(["-c", &format!(r#"{words}; exec "$@""#), "sh", program]).args(arguments);
+        let program = Program::of(&mut shell, Stdio::piped(), Stdio::piped(), Stdio::piped(), None);
         program.read_stdout();
         program
     }
@@ -117,6 +129,19 @@ impl Program {
         (Program { child, stdin: None, stdout, stderr }, terminal)
     }
 
+    /// In a session of its own, whose terminal this is; its output is in pipes all the same.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn start_in_session_of_terminal(
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> (Program, Terminal) {
+        let (terminal, theirs) = Terminal::open();
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", env!("CARGO_BIN_EXE_buffstreams")]).args(arguments);
+        let program = Program::of(&mut command, theirs.into(), Stdio::piped(), Stdio::piped(), None);
+        program.read_stdout();
+        (program, terminal)
+    }
+
     fn spawn(
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
         stdout: Stdio,
@@ -135,11 +160,17 @@ impl Program {
     ) -> Program {
         let mut command = Command::new(env!("CARGO_BIN_EXE_buffstreams"));
         command.envs(environment.iter().copied()).args(arguments);
-        Program::of(&mut command, stdout, stderr, terminal)
+        Program::of(&mut command, Stdio::piped(), stdout, stderr, terminal)
     }
 
-    fn of(command: &mut Command, stdout: Stdio, stderr: Stdio, terminal: Option<Box<dyn Read + Send>>) -> Program {
-        let command = command.stdin(Stdio::piped()).stdout(stdout).stderr(stderr);
+    fn of(
+        command: &mut Command,
+        stdin: Stdio,
+        stdout: Stdio,
+        stderr: Stdio,
+        terminal: Option<Box<dyn Read + Send>>,
+    ) -> Program {
+        let command = command.stdin(stdin).stdout(stdout).stderr(stderr);
         let mut child = command.spawn().expect("the binary that cargo built starts");
         let stdin = child.stdin.take();
         let stdout = Transcript::new(child.stdout.take().map(|pipe| Box::new(pipe) as _));
@@ -277,6 +308,10 @@ impl Terminal {
         self.ours.write_all(keys).unwrap();
     }
 
+    /// Closes it, as one closes a window.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn hang_up(self) {}
+
     /// Whether it gathers lines, as a shell leaves it to its programs, and not single keys.
     pub(crate) fn gathers_lines(&self) -> bool {
         use rustix::termios::{LocalModes, tcgetattr};
@@ -286,7 +321,11 @@ impl Terminal {
     /// With the end that a program has.
     fn open() -> (Terminal, File) {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        // A program that another test starts meanwhile would keep it from being hung up.
+        #[cfg(target_os = "linux")]
+        let flags = flags | OpenptFlags::CLOEXEC;
+        let ours = openpt(flags).unwrap();
         grantpt(&ours).unwrap();
         unlockpt(&ours).unwrap();
         let name = ptsname(&ours, Vec::new()).unwrap();

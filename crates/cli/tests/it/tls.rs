@@ -161,6 +161,24 @@ fn a_sender_reads_its_authorities_again_too_and_finds_its_listener_then() {
     listen.wait_lines(2);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_listener_whose_terminal_is_closed_ends_in_order_and_reads_its_files_again_as_long_as_it_is_open() {
+    let authority = authority();
+    let [chain, key, ca] = ["server.pem", "server.key", "ca.pem"].map(|file| authority.file(file));
+    let arguments = ["listen", "127.0.0.1:0", "--tls-cert", &chain, "--tls-key", &key];
+    let (listen, terminal) = Program::start_in_session_of_terminal(arguments);
+    let sent = Program::run(["send", &listen.address(), "--tls-ca", &ca], b"x\n");
+    assert_eq!(account(&sent), [1, 1, 0], "{}", sent.stderr);
+    listen.signal(Signal::HUP);
+    let again = "the files were read again";
+    listen.wait_stderr(again, |said| String::from_utf8_lossy(said).contains(again).then_some(()));
+    listen.wait_lines(1);
+    terminal.hang_up();
+    let ended = listen.end();
+    assert_eq!((ended.code(), ended.last_line()), (Some(0), "received 1 messages, 1 bytes"), "{}", ended.stderr);
+}
+
 #[test]
 fn the_system_decides_whom_to_believe_if_no_file_does() {
     let authority = authority();
