@@ -28,6 +28,7 @@ mod replay;
 mod report;
 mod schema;
 mod send;
+mod shown;
 mod signals;
 mod socket;
 mod spooled;

@@ -3,7 +3,7 @@
 //! Each connection gathers its batch in a buffer that it borrows while the batch lasts, so batches of different
 //! connections never mix inside a message and an idle connection holds nothing. `--count` is kept here: a message is
 //! printed only if it has taken one of the places that are left, and it is counted as received only once it is written.
-//! Whether a batch is written is known when it ends, and not before.
+//! Whether a batch is written is known when it ends, and not before. Bytes go out as they are, but to a terminal.
 
 use std::fmt;
 use std::fs::File;
@@ -20,6 +20,7 @@ use buffstreams::{Framing, Prefix};
 use tokio::sync::Notify;
 
 use crate::report::Report;
+use crate::shown::shown;
 use crate::{args, fields, recording};
 
 /// A batch is written in parts of about this size, however long it is.
@@ -173,7 +174,7 @@ impl Output {
             return Err(OutputFailed);
         }
         let written = match self.destination.is_terminal {
-            true => self.report.above_bar(|| self.destination.write(bytes)),
+            true => self.report.above_bar(|| self.destination.write(shown(bytes).as_bytes())),
             false => self.destination.write(bytes),
         };
         written.map_err(|error| {

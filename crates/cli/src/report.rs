@@ -15,7 +15,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use crate::progress;
+use crate::{progress, shown};
 
 const BURST: f64 = 20.0;
 const PER_SECOND: f64 = 20.0;
@@ -149,11 +149,7 @@ fn put_escaped(text: &str, line: &mut String) {
             line.push('…');
             return;
         }
-        if char.is_control() {
-            line.extend(char.escape_default());
-        } else {
-            line.push(char);
-        }
+        shown::put_char(char, line);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::schema::Schema;
 /// How `listen` prints messages.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputFormat {
-    /// The message and a newline
+    /// The message and a newline; to a terminal with control characters escaped
     Lines,
     /// Lower-case hex, one line each
     Hex,

@@ -15,6 +15,7 @@ use prometheus_parse::{Scrape, Value};
 use tokio::net::TcpStream;
 
 use crate::args::HostPort;
+use crate::shown::shown;
 
 /// Bytes of the longest answer.
 const LONGEST: usize = 16 * 1024 * 1024;
@@ -65,14 +66,16 @@ impl Sample {
                 _ => continue,
             };
             let sums = sample.roles.entry(role).or_default();
-            if let Some(name) = read.labels.get("name").filter(|name| !sums.names.iter().any(|known| known == name)) {
-                sums.names.push(name.to_owned());
+            // Whoever answers may name things as he likes.
+            let label = |name| read.labels.get(name).map(|value| shown(value.as_bytes()));
+            if let Some(name) = label("name").filter(|name| !sums.names.contains(name)) {
+                sums.names.push(name);
             }
             let value = value.max(0.0) as u64;
             *sums.sums.entry(metric.to_owned()).or_default() += value;
-            if let Some(reason) = read.labels.get("reason") {
+            if let Some(reason) = label("reason") {
                 let reasons = sums.reasons.entry(metric.to_owned()).or_default();
-                *reasons.entry(reason.to_owned()).or_default() += value;
+                *reasons.entry(reason).or_default() += value;
             }
         }
         sample.roles.values_mut().for_each(|sums| sums.names.sort());

@@ -1,6 +1,6 @@
 use std::io::Write;
 
-use crate::program::{Folder, Program, Signal};
+use crate::program::{Folder, Program, Signal, text};
 use crate::wire::{self, u8_frames};
 
 fn contains(text: &[u8], words: &str) -> Option<()> {
@@ -71,4 +71,33 @@ fn the_progress_line_is_gone_after_a_signal_and_after_a_second_one_that_ends_it_
     listener.signal(Signal::INT);
     let ended = listener.end();
     assert!(ended.stderr.ends_with(&format!("{CLEAN}received 0 messages, 0 bytes\r\n")), "{:?}", ended.stderr);
+}
+
+#[test]
+fn what_strangers_send_cannot_command_the_terminal() {
+    let folder = Folder::new();
+    let file = text(&folder.path("sample.rec"));
+    // A title for the window, a colour, and a sequence without an escape character.
+    let hostile: &[u8] = b"\x1b]0;owned\x07\x1b[31m\xc2\x9b2J\x9b2J \xc3\xbc\tend";
+    let shown = "\\u{1b}]0;owned\\u{7}\\u{1b}[31m\\u{9b}2J\\x9b2J \u{fc}\tend";
+    let recorder = Program::start(["record", "127.0.0.1:0", &file, "--framing", "u8", "--count", "1"]);
+    wire::deliver(&recorder.address(), &u8_frames([hostile]));
+    recorder.end();
+    assert_eq!(Program::run(["export", &file, "--output", "lines"], b"").stdout, [hostile, b"\n"].concat());
+
+    let is_shown = |program: &Program| {
+        program.wait_stdout("the message", |text| contains(text, shown));
+        let no_command = |text: &[u8]| !text.iter().any(|byte| [0x1b, 0x07, 0x9b].contains(byte));
+        program.wait_stdout("no command", |text| no_command(text).then_some(()));
+    };
+    let (listener, _terminal) = Program::start_inside((80, 24), ["listen", "127.0.0.1:0", "--framing", "u8"]);
+    wire::deliver(&listener.address(), &u8_frames([hostile]));
+    is_shown(&listener);
+    for output in ["lines", "delimited"] {
+        is_shown(&Program::start_inside((80, 24), ["export", &file, "--output", output]).0);
+    }
+    let options = ["tap", "127.0.0.1:0", &listener.address(), "--framing", "u8"];
+    let (tap, _terminal) = Program::start_inside((80, 24), options);
+    wire::deliver(&tap.address(), &u8_frames([hostile]));
+    is_shown(&tap);
 }

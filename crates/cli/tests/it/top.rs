@@ -1,7 +1,7 @@
 use std::io::{Read, Write};
 
 use crate::metrics::metrics_of;
-use crate::program::{Program, Signal};
+use crate::program::{Ended, Program, Signal};
 use crate::wire::{self, u8_frames};
 
 /// Waits until these words were drawn next to each other.
@@ -94,8 +94,8 @@ fn once_or_into_a_pipe_it_prints_the_numbers_and_ends() {
     assert!(ended.last_line().starts_with(&format!("error: {nobody} cannot be reached: ")), "{}", ended.stderr);
 }
 
-#[test]
-fn what_is_no_metrics_of_this_library_is_told_so() {
+/// What `top --once` says of an address that answers with this.
+fn told_of(body: &'static str) -> Ended {
     let (listener, address) = wire::bind();
     let answer = std::thread::spawn(move || {
         let mut stream = wire::accept(&listener);
@@ -106,12 +106,25 @@ fn what_is_no_metrics_of_this_library_is_told_so() {
             stream.read_exact(&mut byte).unwrap();
             question.push(byte[0]);
         }
-        let body = "up 1\n";
         write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
         wire::wait_until_closed(&mut stream);
     });
     let ended = Program::run(["top", &address, "--once"], b"");
+    answer.join().unwrap();
+    ended
+}
+
+#[test]
+fn what_is_no_metrics_of_this_library_is_told_so() {
+    let ended = told_of("up 1\n");
     assert_eq!(ended.code(), Some(1));
     assert!(ended.last_line().ends_with("it answers, but tells nothing of buffstreams"), "{}", ended.stderr);
-    answer.join().unwrap();
+}
+
+#[test]
+fn whoever_answers_cannot_command_the_terminal() {
+    let ended = told_of("buffstreams_accepted_total{role=\"listener\",name=\"\x1b]0;owned\x07\"} 1\n");
+    let printed = text_of(&ended.stdout);
+    assert!(printed.starts_with("receives on ") && printed.contains("owned"), "{printed:?} {}", ended.stderr);
+    assert!(!printed.contains(['\x1b', '\x07']), "{printed:?}");
 }
