@@ -1,8 +1,9 @@
 //! What `top` shows: rows of numbers, and the course of the rates; or the rows alone, as text.
 //!
-//! Every size of a terminal can be drawn on: where there is no room for the course of a rate its number is a row, and where
-//! there is none for rows it says so.
+//! Every size of a terminal can be drawn on: where there is no room for the course of a rate its number is a row, a row that
+//! is too long takes several lines, and what has no place is told by a sign.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,13 @@ use super::scrape::{Role, Sample};
 
 /// The least that rows can be read on.
 const LEAST: (u16, u16) = (40, 8);
+
+/// How far the parts of a row stand behind its label, and from each other.
+const LABEL: usize = 12;
+const GAP: &str = "   ";
+
+/// Stands where more would follow.
+const MORE: &str = " …";
 
 /// Lines of a course with its number.
 const COURSE: u16 = 3;
@@ -70,16 +78,51 @@ impl Row {
         if count > 0 { self.count(count, what) } else { self }
     }
 
-    fn line(&self, tones: impl Fn(Tone) -> Style) -> Line<'_> {
-        let mut spans = vec![Span::styled(format!("{:<12}", self.label), tones(Tone::Faint))];
-        for (index, (text, tone)) in self.parts.iter().enumerate() {
-            if index > 0 {
-                spans.push(Span::raw("   "));
+    /// As lines of this width, as many as it takes.
+    fn wrapped(&self, width: usize, tones: impl Fn(Tone) -> Style) -> Vec<Line<'_>> {
+        let begin = |label| Line::from(Span::styled(format!("{label:<LABEL$}"), tones(Tone::Faint)));
+        let (mut lines, mut line, mut used) = (Vec::new(), begin(self.label), LABEL);
+        for (text, tone) in &self.parts {
+            let length = text.chars().count();
+            if used > LABEL && used + GAP.len() + length > width {
+                lines.push(std::mem::replace(&mut line, begin("")));
+                used = LABEL;
+            } else if used > LABEL {
+                line.push_span(GAP);
+                used += GAP.len();
             }
-            spans.push(Span::styled(text.as_str(), tones(*tone)));
+            line.push_span(Span::styled(cut(text, width.saturating_sub(used)), tones(*tone)));
+            used += length;
         }
-        Line::from(spans)
+        lines.push(line);
+        lines
     }
+}
+
+/// What fits into this width, with a sign if that is not all.
+fn cut(text: &str, width: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(width) {
+        None => text.into(),
+        Some(_) => text.chars().take(width.saturating_sub(1)).chain(['…']).collect::<String>().into(),
+    }
+}
+
+/// Rows as lines of this width. If they do not all fit into this height, each is one line, with a sign where more would follow.
+fn lines(rows: &[Row], (width, height): (u16, u16), tones: impl Fn(Tone) -> Style) -> Vec<Line<'_>> {
+    let (width, height) = (usize::from(width), usize::from(height));
+    let lines: Vec<_> = rows.iter().flat_map(|row| row.wrapped(width, &tones)).collect();
+    if lines.len() <= height {
+        return lines;
+    }
+    let first = |(index, row): (usize, _)| {
+        let mut lines = Row::wrapped(row, width.saturating_sub(MORE.chars().count()), &tones).into_iter();
+        let mut first = lines.next().unwrap_or_default();
+        if lines.next().is_some() || index + 1 == height && rows.len() > height {
+            first.push_span(Span::styled(MORE, tones(Tone::Faint)));
+        }
+        first
+    };
+    rows.iter().take(height).enumerate().map(first).collect()
 }
 
 /// What there is to tell of one role.
@@ -174,9 +217,10 @@ fn roles(sample: &Sample) -> impl Iterator<Item = Role> {
 pub(super) fn plain(sample: &Sample) -> String {
     let mut text = String::new();
     let mut put = |row: &Row| {
-        let line = row.line(|_| Style::new()).to_string();
-        text += line.trim_end();
-        text.push('\n');
+        for line in row.wrapped(usize::MAX, |_| Style::new()) {
+            text += line.to_string().trim_end();
+            text.push('\n');
+        }
     };
     for role in roles(sample) {
         put(&Row::new(match role {
@@ -223,14 +267,17 @@ impl View {
             let text = format!("too small: it takes {} by {}", LEAST.0, LEAST.1);
             return frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
         }
-        let [head, body, foot] =
-            Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)]).areas(area);
+        let failure = self.failure.as_ref().filter(|_| history.last().is_some());
+        let heights = [1, u16::from(failure.is_some())].map(Constraint::Length);
+        let [head, trouble, body, foot] =
+            Layout::vertical([heights[0], heights[1], Constraint::Fill(1), Constraint::Length(1)]).areas(area);
         let name = Span::styled(" buffstreams top ", Style::new().add_modifier(Modifier::BOLD));
-        let mut head_line = vec![name, Span::raw(self.address.clone())];
-        if let (Some(failure), Some(_)) = (&self.failure, history.last()) {
-            head_line.push(Span::styled(format!("   {failure}; trying on"), self.tone(Tone::Bad)));
+        let address = cut(&self.address, usize::from(area.width).saturating_sub(name.width()));
+        frame.render_widget(Line::from(vec![name, Span::raw(address)]), head);
+        if let Some(failure) = failure {
+            let text = format!(" trying on: {failure}");
+            frame.render_widget(Line::styled(cut(&text, area.width.into()), self.tone(Tone::Bad)), trouble);
         }
-        frame.render_widget(Line::from(head_line), head);
         frame.render_widget(Line::styled(self.foot(history), self.tone(Tone::Faint)), foot);
         match (history.last(), &self.failure) {
             (Some(sample), _) => self.draw_sample(frame, body, sample, history),
@@ -262,7 +309,7 @@ impl View {
         if let (Some(row), Some(area)) = (process, areas.last()) {
             // In line with the rows above it, which have a frame.
             let area = Rect { x: area.x + 2, width: area.width.saturating_sub(2), ..*area };
-            frame.render_widget(row.line(|tone| self.tone(tone)), area);
+            frame.render_widget(Paragraph::new(lines(&[row], (area.width, 1), |tone| self.tone(tone))), area);
         }
     }
 
@@ -279,16 +326,18 @@ impl View {
         };
         let (messages, bytes) = (history.rates(role, messages), history.rates(role, bytes));
         let now = |rates: &VecDeque<u64>| rates.back().copied();
-        let of_messages = now(messages).map(|rate| format!("{} messages/s", HumanCount(rate)));
-        let of_bytes = now(bytes).map(|rate| format!("{}/s", BinaryBytes(rate)));
+        // Of an address that does not answer it is the last one known.
+        let was = if self.failure.is_some() { "was " } else { "" };
+        let of_messages = now(messages).map(|rate| format!("{was}{} messages/s", HumanCount(rate)));
+        let of_bytes = now(bytes).map(|rate| format!("{was}{}/s", BinaryBytes(rate)));
         let mut rows = rows(sample, role);
-        let has_courses = inner.height >= rows.len() as u16 + 1 + COURSE;
+        let size = (inner.width, inner.height);
+        let height = lines(&rows, (size.0, u16::MAX), |tone| self.tone(tone)).len() as u16;
+        let has_courses = inner.height >= height + 1 + COURSE;
         if let (false, Some(messages), Some(bytes)) = (has_courses, &of_messages, &of_bytes) {
             rows.insert(1, Row::new("rate").with(messages).with(bytes));
         }
-        let height = rows.len() as u16;
-        let lines: Vec<_> = rows.iter().map(|row| row.line(|tone| self.tone(tone))).collect();
-        frame.render_widget(Paragraph::new(lines), inner);
+        frame.render_widget(Paragraph::new(lines(&rows, size, |tone| self.tone(tone))), inner);
         if !has_courses {
             return;
         }
@@ -307,8 +356,11 @@ impl View {
         colour: Color,
     ) {
         let [head, course] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
-        let bold = self.tone(Tone::Plain).add_modifier(Modifier::BOLD);
-        frame.render_widget(Line::styled(now.unwrap_or_else(|| "…".to_owned()), bold), head);
+        let style = match self.failure {
+            None => self.tone(Tone::Plain).add_modifier(Modifier::BOLD),
+            Some(_) => self.tone(Tone::Faint),
+        };
+        frame.render_widget(Line::styled(now.unwrap_or_else(|| "…".to_owned()), style), head);
         let latest = rates.iter().rev().take(usize::from(course.width)).copied();
         let sparkline = Sparkline::default().direction(RenderDirection::RightToLeft).style(self.colour(colour));
         frame.render_widget(sparkline.data(latest), course);
@@ -405,7 +457,14 @@ process_cpu_seconds_total {second}.5
         let small = text(&draw(&view(true), &history, 60, 16));
         assert!(small.contains("rate        1,000 messages/s   107.42 KiB/s"), "{small}");
         let least = text(&draw(&view(true), &history, 40, 8));
-        assert!(least.contains("12 open"), "{least}");
+        assert!(least.contains("12 open") && least.contains('…'), "{least}");
+        let narrow = text(&draw(&view(true), &history, 40, 50));
+        // Each in a line of its own, beneath the first.
+        for words in
+            ["connections 12 open   0 opened", "            7 refused (5 not allowe… │", "            0 broken"]
+        {
+            assert!(narrow.contains(words), "{words} in:\n{narrow}");
+        }
         let too_small = text(&draw(&view(true), &history, 39, 8));
         assert!(too_small.contains("too small: it takes 40 by 8"), "{too_small}");
     }
@@ -424,8 +483,15 @@ process_cpu_seconds_total {second}.5
         view.failure = Some("localhost:9100 cannot be reached: refused".to_owned());
         let nothing = text(&draw(&view, &History::default(), 80, 24));
         assert!(nothing.contains("localhost:9100 cannot be reached: refused; trying on"), "{nothing}");
-        let known = text(&draw(&view, &history(), 100, 24));
-        assert!(known.contains("cannot be reached") && known.contains("12 open"), "{known}");
+        let drawn = draw(&view, &history(), 100, 40);
+        let known = text(&drawn);
+        assert!(known.contains(" trying on: localhost:9100 cannot be reached: refused "), "{known}");
+        assert!(known.contains("12 open") && known.contains("was 1,000 messages/s"), "{known}");
+        let is_rate = |x, y| drawn[(x, y)].symbol() == "w" && drawn[(x + 1, y)].symbol() == "a";
+        let rate = (0..99).flat_map(|x| (0..40).map(move |y| (x, y))).find(|&(x, y)| is_rate(x, y)).unwrap();
+        assert!(!drawn[rate].modifier.contains(Modifier::BOLD), "it is not the rate of now");
+        let narrow = text(&draw(&view, &history(), 40, 8));
+        assert!(narrow.contains(" trying on: localhost:9100 cannot be re…"), "{narrow}");
     }
 
     #[test]
