@@ -2,9 +2,11 @@
 //!
 //! JSON here is always protobuf's own JSON mapping, one object per line. No protoc, no generated code.
 
+use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use miette::Diagnostic as _;
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
@@ -79,7 +81,15 @@ fn compile(files: &[PathBuf], includes: &[PathBuf]) -> Result<DescriptorPool, Sc
     }
     let mut compiler = protox::Compiler::new(roots).map_err(SchemaError::Compile)?;
     compiler.include_imports(true).include_source_info(false);
-    compiler.open_files(wanted).map_err(SchemaError::Compile)?;
+    for (file, wanted) in files.iter().zip(wanted) {
+        compiler.open_file(wanted).map_err(|error| {
+            // An import that is missing has a place, and it is told.
+            match error.is_file_not_found() && error.labels().is_none() && !file.is_file() {
+                true => SchemaError::NoSuchFile { file: file.clone(), includes: includes.to_vec() },
+                false => SchemaError::Compile(error),
+            }
+        })?;
+    }
     Ok(compiler.descriptor_pool())
 }
 
@@ -95,6 +105,7 @@ fn own_types(pool: &DescriptorPool, files: &[PathBuf]) -> Vec<String> {
 /// Why a schema cannot be used.
 #[derive(Debug)]
 pub(crate) enum SchemaError {
+    NoSuchFile { file: PathBuf, includes: Vec<PathBuf> },
     Compile(protox::Error),
     NoSuchType { wanted: String, known: Vec<String> },
 }
@@ -102,11 +113,21 @@ pub(crate) enum SchemaError {
 impl fmt::Display for SchemaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // Its Display is one line; where in which file it stands is in the Debug form only.
-            SchemaError::Compile(error) => match error.file() {
-                Some(file) => write!(f, "{file}: {error}"),
-                None => write!(f, "{error}"),
-            },
+            SchemaError::NoSuchFile { file, includes } => {
+                write!(f, "{}: there is no such file", file.display())?;
+                includes.iter().try_for_each(|include| write!(f, ", nor in {}", include.display()))
+            }
+            SchemaError::Compile(error) => {
+                if let Some(file) = error.file() {
+                    write!(f, "{file}:")?;
+                    if let Some((line, column)) = place(error) {
+                        write!(f, "{line}:{column}:")?;
+                    }
+                    f.write_str(" ")?;
+                }
+                write!(f, "{error}")?;
+                error.source().map_or(Ok(()), |source| write!(f, ": {source}"))
+            }
             SchemaError::NoSuchType { wanted, known } if known.is_empty() => {
                 write!(f, "there is no message type `{wanted}` in these files")
             }
@@ -117,7 +138,14 @@ impl fmt::Display for SchemaError {
     }
 }
 
-impl std::error::Error for SchemaError {}
+impl Error for SchemaError {}
+
+/// Where in its file it stands: line and column, from 1.
+fn place(error: &protox::Error) -> Option<(usize, usize)> {
+    let label = error.labels()?.next()?;
+    let there = error.source_code()?.read_span(label.inner(), 0, 0).ok()?;
+    Some((there.line() + 1, there.column() + 1))
+}
 
 /// Why a message could not become JSON, or JSON a message.
 #[derive(Debug)]
@@ -136,7 +164,7 @@ impl fmt::Display for JsonError {
     }
 }
 
-impl std::error::Error for JsonError {}
+impl Error for JsonError {}
 
 #[cfg(test)]
 mod tests {
@@ -165,6 +193,29 @@ mod tests {
         }
         assert!(feed().decode(b"\x0a\x7f", &mut out).is_err());
         assert_eq!(out, b"before");
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_told_with_its_place_and_a_file_that_is_not_there_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |name: &str, content: &str, includes: &[PathBuf]| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, content).unwrap();
+            Schema::load(&[file], includes, "M").unwrap_err().to_string()
+        };
+        let head = "syntax = \"proto3\";\n";
+        let error = load("syntax.proto", &format!("{head}message M {{\n  string name 1;\n}}\n"), &[]);
+        assert!(error.starts_with("syntax.proto:3:15: ") && error.contains("expected"), "{error}");
+        let error = load("type.proto", &format!("{head}message M {{ Nothing name = 1; }}\n"), &[]);
+        assert!(error.starts_with("type.proto:2:13: ") && error.contains("Nothing"), "{error}");
+        let error = load("import.proto", &format!("{head}import \"nothing.proto\";\n"), &[]);
+        assert!(error.starts_with("import.proto:2:1: ") && error.contains("nothing.proto"), "{error}");
+
+        let includes = [folder.path().to_owned()];
+        let error = Schema::load(&["nothing.proto".into()], &includes, "M").unwrap_err().to_string();
+        assert_eq!(error, format!("nothing.proto: there is no such file, nor in {}", includes[0].display()));
+        let error = Schema::load(&["nothing.proto".into()], &[], "M").unwrap_err().to_string();
+        assert_eq!(error, "nothing.proto: there is no such file");
     }
 
     #[test]
