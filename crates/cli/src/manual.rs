@@ -44,7 +44,8 @@ pub(crate) fn run(directory: Option<&Path>) -> Outcome {
 
 /// The manual page of a command.
 fn page(command: &Command) -> io::Result<Vec<u8>> {
-    let man = Man::new(command.clone()).manual("BuffStreams");
+    let man =
+        Man::new(command.clone()).manual("BuffStreams").source(concat!("buffstreams ", env!("CARGO_PKG_VERSION")));
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;

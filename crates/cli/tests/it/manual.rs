@@ -70,6 +70,8 @@ fn there_is_a_page_for_the_program_and_for_every_command() {
     for name in &written {
         let page = std::fs::read_to_string(pages.join(name)).unwrap();
         assert!(page.contains(".SH NAME"), "{name}");
+        let title = page.lines().find(|line| line.starts_with(".TH ")).unwrap();
+        assert!(title.contains(concat!("\"buffstreams ", env!("CARGO_PKG_VERSION"), "\"")), "{name}: {title}");
         assert!(page.contains(".SH EXAMPLES") || name == "buffstreams.1", "{name}");
     }
     assert_eq!(Program::run(["man"], b"").stdout, std::fs::read(pages.join("buffstreams.1")).unwrap());
