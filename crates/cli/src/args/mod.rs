@@ -86,6 +86,7 @@ pub(crate) enum Command {
     /// Print what a shell needs to complete the command line
     #[command(after_help = "\
 Examples:
+  mkdir -p ~/.local/share/bash-completion/completions
   buffstreams completions bash > ~/.local/share/bash-completion/completions/buffstreams
   buffstreams completions zsh > ~/.zfunc/_buffstreams
   buffstreams completions fish > ~/.config/fish/completions/buffstreams.fish")]
@@ -98,7 +99,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   buffstreams man | man -l -
-  buffstreams man ~/.local/share/man/man1")]
+  buffstreams man ~/.local/share/man/man1
+  man -M ~/.local/share/man buffstreams-listen")]
     Man {
         /// Where to write the pages; created if it is not there
         #[arg(value_name = "DIR")]

@@ -30,11 +30,17 @@ impl Shell {
         let path = format!("{program}:{}", std::env::var("PATH").unwrap());
         let file = std::fs::File::create(folder.path(output)).unwrap();
         let mut shell = Command::new("bash");
-        shell.args(["-c", command]).env("PATH", path).current_dir(folder.path(".")).process_group(0);
+        shell
+            .args(["-c", command])
+            .env("PATH", path)
+            .env("HOME", folder.path("."))
+            .current_dir(folder.path("."))
+            .process_group(0);
         shell.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         Shell(shell.spawn().unwrap())
     }
 
+    /// Waits for its end, which is a good one. The folder is also the home of its user.
     fn run(folder: &Folder, command: &str) -> String {
         let status = Shell::start(folder, command, "output").0.wait().unwrap();
         let said = said(folder, "output");
@@ -106,4 +112,19 @@ fn the_walk_through_the_readme_leads_to_a_live_stream_over_tls_with_metrics() {
     // Without a terminal it prints what it sees once.
     let seen = Shell::run(&folder, &top.replace("localhost:9100", &format!("localhost:{metrics}")));
     assert!(seen.contains("received"), "{seen}");
+}
+
+#[test]
+fn completions_and_manual_can_be_put_where_the_readme_says_by_somebody_who_has_nothing_there() {
+    let section = README.split("### Options in a file, completions, manual\n").nth(1).unwrap();
+    let commands = blocks(section.split("\n### ").next().unwrap()).concat();
+    let [listen, make, completions, manual, read] = &commands[..] else { panic!("{commands:?}") };
+    assert!(listen.starts_with("buffstreams listen ") && read.starts_with("man -M "));
+    let folder = Folder::new();
+    for command in [make, completions, manual] {
+        Shell::run(&folder, command);
+    }
+    assert!(folder.path(".local/share/bash-completion/completions/buffstreams").is_file());
+    let pages = read.split_whitespace().nth(2).unwrap().replace("~/", "");
+    assert!(folder.path(&pages).join("man1/buffstreams-listen.1").is_file());
 }
