@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 
 /// Look at the failed messages that a spool keeps, send them again, or drop them
 ///
-/// They are those that the listener refused while `send --spool DIR` ran. Without numbers it is all of them.
+/// They are those that the listener rejected while `send --spool DIR` ran. A listener of your own may reject messages;
+/// `buffstreams listen` rejects none. Without numbers it is all of them.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -14,7 +14,8 @@ use super::unusable::Unusable;
 /// Print the messages that arrive
 ///
 /// The first line on standard error says where it listens; only messages go to standard output. Senders of both
-/// levels of --delivery may come to the same port; a message is acknowledged once it is written to standard output.
+/// levels of --delivery may come to the same port; a message is acknowledged once it is written to standard output. One
+/// that is not of the --type is reported, left out, and acknowledged too: whoever sends it again would change nothing.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -86,7 +86,7 @@ pub(crate) struct SendArguments {
     /// With --delivery acked, keep messages in this directory until they are acknowledged, over crashes and restarts
     ///
     /// What an earlier run left there is sent first; the first line on standard error says how much. Input goes to disk as
-    /// it is read, also while nobody listens. Messages that the listener refuses stay there: see `buffstreams failed`.
+    /// it is read, also while nobody listens. Messages that the listener rejects stay there: see `buffstreams failed`.
     #[arg(long, value_name = "DIR")]
     pub(crate) spool: Option<PathBuf>,
 

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::program::{Program, data};
+use crate::reconnect::account;
 use crate::wire::delimited;
 
 /// A schema, and a message of it as its makers ship it.
@@ -155,24 +156,28 @@ fn a_recorded_message_is_read_as_its_makers_read_it() {
 }
 
 #[test]
-fn a_message_that_does_not_decode_is_reported_and_counted_and_skipped() {
-    let (listener, address) = Program::listen(&[
-        "--proto",
-        &data("gtfs-realtime/gtfs-realtime.proto"),
-        "--type",
-        "transit_realtime.FeedHeader",
-        "--output",
-        "json",
-        "--count",
-        "2",
-    ]);
-    let messages: [&[u8]; 4] = [b"\x0a\x032.0", b"\x0a\x7f", b"\xff\xff", b""];
-    Program::run(["send", &address, "--input", "delimited"], &delimited(messages));
-    let listened = listener.end();
-    assert_eq!(listened.stdout, b"{\"gtfsRealtimeVersion\":\"2.0\"}\n{}\n");
-    assert_eq!(listened.errors().len(), 2, "{}", listened.stderr);
-    assert!(listened.errors()[0].contains("2 bytes"), "{}", listened.stderr);
-    assert!(listened.stderr.contains("2 messages could not be decoded\n"), "{}", listened.stderr);
-    assert_eq!(listened.last_line(), "received 4 messages, 9 bytes");
-    assert_eq!(listened.code(), Some(0));
+fn a_message_that_does_not_decode_is_reported_and_counted_and_skipped_and_settled() {
+    for delivery in ["sent", "acked"] {
+        let (listener, address) = Program::listen(&[
+            "--proto",
+            &data("gtfs-realtime/gtfs-realtime.proto"),
+            "--type",
+            "transit_realtime.FeedHeader",
+            "--output",
+            "json",
+            "--count",
+            "2",
+        ]);
+        let messages: [&[u8]; 4] = [b"\x0a\x032.0", b"\x0a\x7f", b"\xff\xff", b""];
+        let options = ["--input", "delimited", "--delivery", delivery];
+        let sent = Program::run(["send", &address].iter().chain(&options), &delimited(messages));
+        assert_eq!((sent.code(), account(&sent)), (Some(0), [4, 4, 0]), "{}", sent.stderr);
+        let listened = listener.end();
+        assert_eq!(listened.stdout, b"{\"gtfsRealtimeVersion\":\"2.0\"}\n{}\n");
+        assert_eq!(listened.errors().len(), 2, "{}", listened.stderr);
+        assert!(listened.errors()[0].contains("2 bytes"), "{}", listened.stderr);
+        assert!(listened.stderr.contains("2 messages could not be decoded\n"), "{}", listened.stderr);
+        assert_eq!(listened.last_line(), "received 4 messages, 9 bytes");
+        assert_eq!(listened.code(), Some(0));
+    }
 }
