@@ -436,6 +436,34 @@ async fn files_that_cannot_be_used_are_named_and_change_nothing() {
     in_time("closing", connection.close(PATIENCE)).await.unwrap();
 }
 
+#[test]
+fn a_key_that_is_encrypted_or_cut_off_is_told_so() {
+    let authority = authority();
+    let key = fs::read_to_string(authority.path("server.key")).unwrap();
+    let told = |content: &str| {
+        fs::write(authority.path("broken.key"), content).unwrap();
+        let error = TlsServer::from_pem_files(authority.path("server.pem"), authority.path("broken.key"));
+        error.unwrap_err().to_string()
+    };
+    let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    let of_old =
+        key.replacen("PRIVATE KEY-----", "PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,0\n", 1);
+    for content in [encrypted, of_old] {
+        let text = told(&content);
+        assert!(
+            text.contains("broken.key: the private key in it is encrypted") && text.contains("`openssl pkey`"),
+            "{text}"
+        );
+    }
+    let text = told(&key[..key.len() / 2]);
+    assert!(
+        text.ends_with("broken.key: it is cut off: no line `-----END PRIVATE KEY-----` ends the private key"),
+        "{text}"
+    );
+    let text = told(&key.replacen("KEY-----", "KEY---", 1));
+    assert!(text.contains("the line `-----BEGIN PRIVATE KEY---` begins nothing"), "{text}");
+}
+
 #[tokio::test]
 async fn a_lazy_connection_tries_on_until_the_certificate_is_right() {
     let authority = authority();

@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -105,10 +105,18 @@ fn unusable(path: &Path, why: impl fmt::Display) -> Error {
     Error::new(ErrorKind::Tls, format!("{}: {why}", path.display()))
 }
 
-fn not_loaded(path: &Path, what: &str, error: rustls::pki_types::pem::Error) -> Error {
+fn not_loaded(path: &Path, what: &str, error: pem::Error) -> Error {
     match error {
-        rustls::pki_types::pem::Error::Io(error) => unusable(path, &error).because(error),
-        rustls::pki_types::pem::Error::NoItemsFound => unusable(path, format_args!("there is no {what} in it, in PEM")),
+        pem::Error::Io(error) => unusable(path, &error).because(error),
+        pem::Error::NoItemsFound => unusable(path, format_args!("there is no {what} in it, in PEM")),
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let end = end_marker.escape_ascii();
+            unusable(path, format_args!("it is cut off: no line `-----END {end}-----` ends the {what}"))
+        }
+        pem::Error::IllegalSectionStart { line } => {
+            let line = line.trim_ascii().escape_ascii();
+            unusable(path, format_args!("no {what} can be read: the line `{line}` begins nothing"))
+        }
         error => unusable(path, format_args!("no {what} can be read: {error}")).because(error),
     }
 }
@@ -118,13 +126,25 @@ fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error>
     let failed = |error| not_loaded(path, "certificate", error);
     let certificates = CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<Vec<_>, _>>();
     match certificates {
-        Ok(none) if none.is_empty() => Err(failed(rustls::pki_types::pem::Error::NoItemsFound)),
+        Ok(none) if none.is_empty() => Err(failed(pem::Error::NoItemsFound)),
         certificates => certificates.map_err(failed),
     }
 }
 
 fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| not_loaded(path, "private key", error))
+    PrivateKeyDer::from_pem_file(path).map_err(|error| match std::fs::read(path) {
+        Ok(bytes) if is_encrypted(&bytes) => unusable(
+            path,
+            "the private key in it is encrypted, and nobody is asked for a passphrase: `openssl pkey` writes it without one",
+        ),
+        _ => not_loaded(path, "private key", error),
+    })
+}
+
+/// Whether a private key in PEM is encrypted, by PKCS #8 or in the way that came before it.
+fn is_encrypted(bytes: &[u8]) -> bool {
+    let has = |words: &[u8]| bytes.windows(words.len()).any(|window| window == words);
+    has(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || has(b"Proc-Type: 4,ENCRYPTED")
 }
 
 /// The authorities of a PEM file.
