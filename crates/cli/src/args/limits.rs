@@ -17,7 +17,7 @@ pub(crate) struct ListenLimits {
     allow: Vec<IpNet>,
 
     /// How many connections may be open [default: 65536]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
     max_connections: Option<usize>,
 
     /// How many of them from one address, or from one IPv6 /64; `none` for any number [default: 1024, loopback any number]
@@ -25,7 +25,7 @@ pub(crate) struct ListenLimits {
     max_connections_per_address: Option<Limit<usize>>,
 
     /// How many TLS handshakes may be under way, a quarter of them with one address [default: 256]
-    #[arg(long, value_name = "N", requires = "tls_cert")]
+    #[arg(long, value_name = "N", requires = "tls_cert", value_parser = parse_count)]
     max_handshakes: Option<usize>,
 
     /// How long a handshake may take, of TLS or of an acknowledged stream; `none` for ever [default: 10s]
@@ -41,15 +41,15 @@ pub(crate) struct ListenLimits {
     idle_deadline: Option<Limit<Duration>>,
 
     /// How much unfinished messages of all connections may take [default: 1GiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_room)]
     receive_memory: Option<usize>,
 
     /// How much acknowledged messages may take that wait to be printed [default: 256MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_room)]
     session_memory: Option<usize>,
 
     /// How much an acknowledged stream may send ahead of acknowledgements [default: 4MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_room)]
     session_window: Option<usize>,
 
     /// How many messages of one connection are taken in a second; further ones wait [default: none]
@@ -143,7 +143,17 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_count(text: &str) -> Result<usize, String> {
-    text.parse().map_err(|_| String::from("write a whole number"))
+    match text.parse() {
+        Ok(0) => Err("none at all would let nobody in: write a whole number from 1".to_owned()),
+        count => count.map_err(|_| String::from("write a whole number from 1")),
+    }
+}
+
+fn parse_room(text: &str) -> Result<usize, String> {
+    match parse_size(text)? {
+        0 => Err("no room at all would take no message: write how much, such as 1MiB".to_owned()),
+        size => Ok(size),
+    }
 }
 
 fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
@@ -186,6 +196,26 @@ mod tests {
         assert_eq!(networks.iter().map(IpNet::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);
         for bad in [["--max-message-rate", "0"], ["--allow", "10.0.0.0/33"], ["--allow", "example.com"]] {
             assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_with_which_nobody_could_be_served_is_refused() {
+        let options = [
+            "max-connections",
+            "max-connections-per-address",
+            "max-handshakes",
+            "handshake-deadline",
+            "frame-deadline",
+            "idle-deadline",
+            "receive-memory",
+            "session-memory",
+            "session-window",
+            "write-stall",
+        ];
+        for option in options {
+            let told = parse(&["--tls-cert", &format!("--{option}=0")]).unwrap_err().to_string();
+            assert!(told.contains(option) && told.contains("write "), "{told}");
         }
     }
 
