@@ -78,6 +78,12 @@ impl FromStr for Address {
         if text.contains(',') {
             return Err(invalid("is more than one, and one is wanted"));
         }
+        if let Some(end) = text.find("://") {
+            return Err(invalid(&format!("is a URL: leave out {:?}", &text[..end + 3])));
+        }
+        if text.parse::<u16>().is_ok() {
+            return Err(invalid(&format!("has no host: write \":{text}\"")));
+        }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| invalid("has no port"))?;
         let port = port.parse().map_err(|_| invalid("has a port that is not a number from 0 to 65535"))?;
         let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {

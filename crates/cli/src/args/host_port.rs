@@ -21,8 +21,11 @@ impl FromStr for HostPort {
         let text = text.strip_prefix("http://").unwrap_or(text).trim_end_matches("/metrics").trim_end_matches('/');
         match text.parse::<Address>() {
             Ok(Address::Tcp { host, port }) => Ok(HostPort { host, port }),
-            Ok(_) => Err("metrics are served over TCP: write host:port, or :port".to_owned()),
-            Err(error) => Err(error.to_string()),
+            _ if text.parse::<u16>().is_ok() => Err(format!("it is a port alone: write :{text}, or host:{text}")),
+            _ => {
+                Err("metrics are served over TCP: write host:port, or :port, with an IPv6 address in brackets"
+                    .to_owned())
+            }
         }
     }
 }
