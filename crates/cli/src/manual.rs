@@ -1,7 +1,7 @@
 //! `buffstreams completions` and `buffstreams man`: the command line told to shells and to `man`, made from what it is read by.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use clap::Command;
@@ -10,7 +10,7 @@ use clap_mangen::Man;
 use roff::{Roff, roman};
 
 use crate::args::program;
-use crate::{Outcome, Status};
+use crate::{Outcome, Status, output};
 
 /// What stands before the examples in a command's help.
 const EXAMPLES: &str = "Examples:\n";
@@ -21,7 +21,7 @@ pub(crate) fn completions(shell: Shell) -> Outcome {
     let name = program.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut program, name, &mut script);
-    io::stdout().write_all(&script)?;
+    output::put(&script)?;
     Ok(Status::Success)
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn run(directory: Option<&Path>) -> Outcome {
     let mut program = program().disable_help_subcommand(true);
     program.build();
     let Some(directory) = directory else {
-        io::stdout().write_all(&page(&program)?)?;
+        output::put(&page(&program)?)?;
         return Ok(Status::Success);
     };
     let named = |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));

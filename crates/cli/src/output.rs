@@ -29,6 +29,25 @@ const PART: usize = 256 * 1024;
 /// A buffer that grew beyond this is not kept for the next batch.
 const KEEP: usize = 4 * PART;
 
+/// What standard output is called where it fails.
+const STDOUT: &str = "standard output";
+
+/// Writes to standard output what is no message.
+///
+/// # Errors
+///
+/// As the operating system says, with the name.
+pub(crate) fn put(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    written.map_err(stdout_failed)
+}
+
+/// The same error with the name of standard output.
+pub(crate) fn stdout_failed(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{STDOUT}: {error}"))
+}
+
 /// Where all connections' messages go.
 #[derive(Debug)]
 pub(crate) struct Output {
@@ -404,7 +423,7 @@ impl Destination {
         let file = File::from(handle);
         let may_block = file.metadata().map_or(true, |metadata| !metadata.is_file());
         let is_terminal = file.is_terminal();
-        let name = "standard output".to_owned();
+        let name = STDOUT.to_owned();
         let written = Mutex::new(Written { file, whole: 0, has_failed: false });
         Ok(Destination { name, written, may_block, is_terminal, is_recording: false })
     }

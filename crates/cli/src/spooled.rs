@@ -6,6 +6,7 @@ use std::sync::Arc;
 use buffstreams::{Spool, SpooledFailure};
 
 use crate::args::{FailedAction, FailedArguments};
+use crate::output::stdout_failed;
 use crate::report::Report;
 use crate::{Outcome, Status};
 
@@ -22,7 +23,7 @@ pub(crate) fn run(arguments: &FailedArguments, report: &Arc<Report>) -> Outcome 
     let chosen = choose(&spool, arguments, report, &mut status);
     let directory = arguments.directory.display();
     match arguments.action {
-        FailedAction::List => list(&spool, &chosen)?,
+        FailedAction::List => list(&spool, &chosen).map_err(stdout_failed)?,
         FailedAction::Send => {
             let count = spool.retry_failed(&chosen)?;
             report.say(format_args!("{count} messages go with the next send --delivery acked --spool {directory}"));

@@ -15,7 +15,7 @@ mod pace;
 mod picture;
 mod table;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -27,7 +27,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::report::Report;
 use crate::signals::Signals;
-use crate::{Outcome, Status};
+use crate::{Outcome, Status, output};
 
 use answers::{Echoes, HELLO, Hearing};
 pub(crate) use arguments::BenchArguments;
@@ -63,7 +63,7 @@ pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outc
     report.say_left_out();
 
     let told = if arguments.json { table::json(&measured) } else { table::text(&measured) };
-    io::stdout().write_all(told.as_bytes())?;
+    output::put(told.as_bytes())?;
     let picture = (arguments.html.is_some() || arguments.svg.is_some()).then(|| picture::svg(&measured)).transpose()?;
     if let (Some(path), Some(picture)) = (&arguments.html, &picture) {
         write(path, &picture::html(&measured, picture))?;

@@ -7,7 +7,7 @@ mod history;
 mod scrape;
 mod view;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use crate::args::TopArguments;
 use crate::report::Report;
 use crate::signals::Signals;
-use crate::{Outcome, Status};
+use crate::{Outcome, Status, output};
 
 use history::History;
 use view::View;
@@ -29,7 +29,7 @@ pub(crate) async fn run(arguments: TopArguments, report: &Arc<Report>) -> Outcom
     if arguments.once || !io::stdout().is_terminal() {
         let sample = scrape::scrape(&arguments.address, PATIENCE).await?;
         let text = view::plain(&sample);
-        return match io::stdout().write_all(text.as_bytes()) {
+        return match output::put(text.as_bytes()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
             _ => Ok(Status::Success),
         };

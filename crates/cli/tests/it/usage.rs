@@ -154,3 +154,13 @@ fn what_cannot_be_used_ends_with_2_and_says_why() {
         assert!(ended.stdout.is_empty(), "{arguments:?}");
     }
 }
+
+#[test]
+fn a_standard_output_that_takes_nothing_is_named() {
+    let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else { return };
+    for arguments in [&["completions", "bash"][..], &["man"]] {
+        let ended = Program::start_into(full.try_clone().unwrap(), arguments).end();
+        assert_eq!(ended.code(), Some(1));
+        assert!(ended.stderr.starts_with("error: standard output: No space left"), "{}", ended.stderr);
+    }
+}
