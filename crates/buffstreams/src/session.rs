@@ -173,7 +173,7 @@ impl Accepted {
 
     /// Whether messages wait for the handler or for their turn.
     pub(crate) fn has_held(&self) -> bool {
-        self.receiving.held_bytes() > 0
+        self.receiving.has_held()
     }
 
     /// How many messages wait for the handler or for their turn.
@@ -184,7 +184,7 @@ impl Accepted {
     /// Accounts for the memory of messages that wait for the handler. While half of what there is is taken by whomever,
     /// nobody may have more than an equal part of the other half: so those who have little always find room.
     pub(crate) fn charge(&mut self) -> Option<Ended> {
-        let held = self.receiving.held_bytes();
+        let held = self.receiving.held_memory();
         if held == self.charged {
             return None;
         }
@@ -288,7 +288,7 @@ impl Accepted {
                 && let Some((number, message)) = receiving.take_held()
             {
                 if !Message::lend(&message, number, |lent| batch.handle(number, lent)) {
-                    receiving.put_back(number, message);
+                    receiving.put_back(number, &message);
                     break;
                 }
                 if is_over(batch.handled.messages) {
@@ -300,11 +300,11 @@ impl Accepted {
                 let result = match found {
                     Found::Control(frame) => told(sessions, receiving, replies, frame),
                     Found::Message(message) => receiving.number().and_then(|number| {
-                        let goes_on = receiving.held_bytes() == 0 && batch.is_ready();
+                        let goes_on = !receiving.has_held() && batch.is_ready();
                         if goes_on && batch.handle(number, message.numbered(number)) {
                             return Ok(());
                         }
-                        receiving.hold(number, message.to_bytes())
+                        receiving.hold(number, &message)
                     }),
                 };
                 match result {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use buffstreams::{
-    Address, Backoff, Connection, ConnectionBuilder, Delivery, Handler, HandlerResult, Listener, Message, Peer, Server,
-    State, per_connection,
+    Address, Backoff, Bytes, Connection, ConnectionBuilder, Delivery, Handler, HandlerResult, Listener, Message, Peer,
+    Server, State, async_handler, per_connection,
 };
 use fastrand::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -428,4 +428,38 @@ async fn a_preface_without_hello_is_cut_off_by_the_handshake_deadline() {
     assert_eq!(hear(&mut stranger).await, None, "it is closed");
     until("it is counted", || server.stats().broken_handshake_deadline == 1).await;
     assert_eq!(server.stats().broken, 1);
+}
+
+/// What the process takes tells what is kept, so it runs as one of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a part of another test, which runs it as a process of its own"]
+async fn padding_alone() {
+    if !is_alone() {
+        return;
+    }
+    let service = async_handler(|_: Bytes, _: Peer| std::future::pending());
+    let builder = Listener::builder().session_memory(1 << 20).session_window(64 << 10);
+    let server = builder.bind("127.0.0.1:0").await.unwrap().spawn(service);
+    let mut stranger = connect(server.local_address()).await;
+    stranger.write_all(&[PREFACE, &hello([7; 16], 1, 1, 64 << 10, 60_000)].concat()).await.unwrap();
+    hear(&mut stranger).await.expect("it is welcome");
+    let bursts = [control(0x80, &[&[0; 1000]]).repeat(60), message(b"x")].concat();
+    let (mut before, mut sent) = (Possessions::now().memory, 0);
+    for round in 0..1_500 {
+        if round == 500 {
+            until("the handler has one in hand", || server.stats().messages > 0).await;
+            before = Possessions::now().memory;
+        }
+        in_time("it goes on reading", stranger.write_all(&bursts)).await.unwrap();
+        sent += bursts.len();
+    }
+    let grown = Possessions::now().memory.saturating_sub(before);
+    println!("\nfigures: {} MiB sent, {} KiB grown", sent >> 20, grown >> 10);
+    assert_eq!(server.stats().open, 1, "it holds little");
+    assert!(grown < 16 << 20, "{} KiB are kept for a few bytes", grown >> 10);
+}
+
+#[test]
+fn messages_that_wait_keep_nothing_alive_that_was_read_with_them() {
+    passes_alone("strangers::padding_alone");
 }

@@ -366,14 +366,14 @@ fn a_sender_that_breaks_a_rule_is_found_out() {
     assert!(streams.control(&mut receiving, Control::Reject(1, rejection())).is_err());
     let skips = SessionError::SkipsBack { number: 1, next: 1 };
     assert_eq!(streams.control(&mut receiving, Control::Skip(1)), Err(skips));
-    let message = Bytes::from(vec![0; 97]);
+    let message = [0; 97];
     for _ in 0..2 {
         let number = receiving.number().unwrap();
-        receiving.hold(number, message.clone()).expect("the window is 200");
+        receiving.hold(number, &message).expect("the window is 200");
     }
     let number = receiving.number().unwrap();
     let exceeded = SessionError::WindowExceeded { held: 203, window: 200 };
-    assert_eq!(receiving.hold(number, Bytes::new()), Err(exceeded));
+    assert_eq!(receiving.hold(number, b""), Err(exceeded));
     streams.control(&mut receiving, Control::Goodbye).unwrap();
     assert!(receiving.number().is_err(), "no message follows GOODBYE");
     assert!(streams.control(&mut receiving, Control::Goodbye).is_err());
@@ -511,7 +511,7 @@ fn a_repeat_takes_no_room_once_the_sender_knows_that_it_is_finished() {
     let mut newer = open(&mut streams, 2);
     let read = |newer: &mut Receiving| {
         let number = newer.number().unwrap();
-        newer.hold(number, Bytes::from_static(b"message")).unwrap();
+        newer.hold(number, b"message").unwrap();
         newer.held_bytes()
     };
     assert_eq!((read(&mut newer), read(&mut newer)), (10, 20));
@@ -545,7 +545,7 @@ fn a_repeat_that_is_held_when_its_message_is_rejected_makes_room() {
     let mut newer = open(&mut streams, 2);
     for _ in 0..2 {
         let number = newer.number().unwrap();
-        newer.hold(number, Bytes::from_static(b"message")).unwrap();
+        newer.hold(number, b"message").unwrap();
     }
     streams.report(older.key(), 2, Outcome::Refused(rejection()));
     streams.controls(&mut newer, Instant::now(), &mut Vec::new());

@@ -893,7 +893,7 @@ impl World {
                 },
                 Err(message) => {
                     let number = receiving.number().expect("an honest peer");
-                    receiving.hold(number, Bytes::from(message)).expect("an honest peer");
+                    receiving.hold(number, &message).expect("an honest peer");
                     if *is_quiet || rng.bool() {
                         self.begin_next(at);
                     }
@@ -938,7 +938,7 @@ impl World {
             match turn.offer(number) {
                 Offer::Repeat => {}
                 Offer::Wait => {
-                    receiving.put_back(number, message);
+                    receiving.put_back(number, &message);
                     break;
                 }
                 Offer::Handle => {
@@ -999,7 +999,7 @@ impl World {
                 && again
                 && !panics
             {
-                receiving.put_back(number, message);
+                receiving.put_back(number, &message);
             }
             if goes_on {
                 served.turn = Some((turn, None));
@@ -1022,7 +1022,7 @@ impl World {
                 && receiving.next_to_begin() > number
                 && rng.bool()
             {
-                receiving.put_back(number, message);
+                receiving.put_back(number, &message);
             }
             self.wake(woken);
         } else {
