@@ -517,20 +517,22 @@ impl<H: Handler> Reader<H> {
         }
     }
 
-    /// Accounts for the memory that unfinished messages take, and in a session those that wait.
+    /// Accounts for the memory that unfinished messages take, and in a session those that wait: on the side that listens
+    /// there is other memory for them.
     fn charge(&mut self) -> Option<Ended> {
         if let Mode::Accepted(session) = &mut self.mode
             && let Some(overloaded) = session.charge()
         {
             return Some(overloaded);
         }
-        let memory = self.inbox.memory();
+        let waiting = if let Mode::Dialled(session) = &self.mode { session.held_memory() } else { 0 };
+        let memory = self.inbox.memory() + waiting;
         if memory == self.charged {
             return None;
         }
         let budget = &self.demands.memory;
         let is_too_much = budget.charge(std::mem::replace(&mut self.charged, memory), memory);
-        (is_too_much && self.inbox.held() > 0).then_some(Ended::Overloaded { limit: budget.limit() })
+        (is_too_much && self.inbox.held() + waiting > 0).then_some(Ended::Overloaded { limit: budget.limit() })
     }
 
     /// Nothing can be read now. Looks at the clocks that run meanwhile, and gives back what is not needed.

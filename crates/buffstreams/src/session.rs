@@ -5,14 +5,11 @@
 //! reading, so that acknowledgements and heartbeats never wait behind messages that nobody takes: those are held, and the
 //! window bounds them. No lock is held while a handler runs.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-
-use bytes::Bytes;
 
 use crate::events::Event;
 use crate::handler::{Ended, Handler, HandlerError};
@@ -20,6 +17,7 @@ use crate::memory::MemoryBudget;
 use crate::proto::framing::Framing;
 use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Message};
 use crate::proto::session::SessionError;
+use crate::proto::session::held::Held;
 use crate::proto::session::ledger::{Ledger, Offer, PANICKED, Verdict};
 use crate::proto::session::receiving::{Receiving, Turn};
 use crate::proto::session::sending::Heard;
@@ -488,14 +486,19 @@ impl<H: Handler> Batch<'_, H> {
 /// One connection of a session, on the side that dials: what is heard about messages, and replies that come.
 #[derive(Debug, Default)]
 pub(crate) struct Dialled {
-    /// Replies that wait for the handler.
-    held: VecDeque<Bytes>,
+    /// Replies that wait for the handler, once one had to.
+    held: Option<Held>,
     is_welcome: bool,
 }
 
 impl Dialled {
     pub(crate) fn has_held(&self) -> bool {
-        !self.held.is_empty()
+        self.held.as_ref().is_some_and(|held| !held.is_empty())
+    }
+
+    /// Bytes of memory that replies which wait for the handler are accounted for.
+    pub(crate) fn held_memory(&self) -> usize {
+        self.held.as_ref().map_or(0, Held::memory)
     }
 
     /// Hands replies to the handler if it is ready, and tells the Outbox what was heard.
@@ -520,9 +523,9 @@ impl Dialled {
                 errors += u64::from(handler.message(message).is_err());
                 true
             };
-            while let Some(message) = held.pop_front() {
+            while let Some((number, message)) = held.as_mut().and_then(Held::take) {
                 if !Message::lend(&message, 0, &mut take) {
-                    held.push_front(message);
+                    held.as_mut().expect("it was just taken from").put_back(number, &message);
                     break;
                 }
             }
@@ -531,11 +534,15 @@ impl Dialled {
                 let result = match found {
                     Found::Control(frame) => outbox.hear(frame),
                     Found::Message(message) => {
-                        let counted = outbox.with_sending(|sending, _| sending.reply()).unwrap_or(Ok(()));
-                        if counted.is_ok() && !(held.is_empty() && take(message)) {
-                            held.push_back(message.to_bytes());
-                        }
-                        counted.map(|()| Heard::Nothing)
+                        let number = outbox.with_sending(|sending, _| sending.reply()).expect("it is a session");
+                        let goes_on = held.as_ref().is_none_or(Held::is_empty);
+                        number.and_then(|number| {
+                            if !(goes_on && take(message)) {
+                                let room = || outbox.with_sending(|sending, _| sending.room_for_replies());
+                                held.get_or_insert_with(|| room().expect("it is a session")).push(number, &message)?;
+                            }
+                            Ok(Heard::Nothing)
+                        })
                     }
                 };
                 match result {

@@ -191,6 +191,15 @@ fn replies_behind_the_last_word_of_a_receiver_are_no_error_and_those_where_there
 }
 
 #[test]
+fn replies_that_wait_take_no_more_than_the_window_that_was_asked_for() {
+    let mut room = Dialled::greeting().sending.room_for_replies();
+    for number in 1..=10 {
+        room.push(number, &[0; 97]).expect("it was asked for 1,000 bytes");
+    }
+    assert_eq!(room.push(11, b""), Err(SessionError::WindowExceeded { held: 1_003, window: 1_000 }));
+}
+
+#[test]
 fn a_window_that_holds_no_message_is_refused() {
     let mut dialled = Dialled::greeting();
     let Control::Welcome(mut granted) = welcome(0, 0) else { unreachable!() };
