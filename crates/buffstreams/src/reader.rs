@@ -402,21 +402,19 @@ impl<H: Handler> Reader<H> {
         let batch = self.batch();
         let Reader { inbox, handler, demands, mode, identity, .. } = self;
         let handler = is_ready.then_some(handler);
+        let is_over = |messages: u64| messages >= batch || (is_glance(messages) && turn.elapsed() > TURN);
         let (handled, result) = match mode {
             Mode::Accepted(session) => {
                 if read > 0 {
                     session.heard(read);
                 }
-                let is_over = |messages: u64| {
-                    messages >= batch || (messages.is_multiple_of(MESSAGES_PER_GLANCE) && turn.elapsed() > TURN)
-                };
                 session.deliver(inbox, scratch, read, handler, is_over)
             }
             Mode::Dialled(session) => {
                 if read > 0 {
                     replies.with_sending(|sending, _| sending.heard(Instant::now().into_std()));
                 }
-                session.deliver(inbox, scratch, read, handler, replies)
+                session.deliver(inbox, scratch, read, handler, replies, is_over)
             }
             Mode::Greeting => {
                 let Talk::Answer(sessions) = &demands.sessions else { unreachable!("others are not greeted") };
@@ -485,9 +483,7 @@ impl<H: Handler> Reader<H> {
                 if let Err(error) = handler.message(message) {
                     fatal = demands.judge(error);
                 }
-                // Often at first, for a handler may be slow; then rarely, for it is not.
-                let glance = messages % MESSAGES_PER_GLANCE == 0 || messages.is_power_of_two();
-                let turn_is_over = || glance && turn.elapsed() > TURN;
+                let turn_is_over = || is_glance(messages) && turn.elapsed() > TURN;
                 if fatal.is_some() || congested() || turn_is_over() { Flow::Pause } else { Flow::Continue }
             });
             if messages > 0
@@ -698,6 +694,12 @@ impl Demands {
             .warn(|left_out| tracing::warn!(%error, left_out, "a handler failed; its connection goes on"));
         None
     }
+}
+
+/// Whether to look at the clock after so many messages: often at first, for a handler may be slow; then rarely, for it is not.
+#[inline]
+fn is_glance(messages: u64) -> bool {
+    messages.is_multiple_of(MESSAGES_PER_GLANCE) || messages.is_power_of_two()
 }
 
 /// Calls the user's code; a panic in it becomes a reason to end the connection.

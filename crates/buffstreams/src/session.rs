@@ -501,7 +501,7 @@ impl Dialled {
         self.held.as_ref().map_or(0, Held::memory)
     }
 
-    /// Hands replies to the handler if it is ready, and tells the Outbox what was heard.
+    /// Hands replies to the handler if it is ready, as many as may be handled in one go, and tells the Outbox what was heard.
     pub(crate) fn deliver(
         &mut self,
         inbox: &mut Inbox,
@@ -509,35 +509,38 @@ impl Dialled {
         read: usize,
         mut handler: Option<&mut impl Handler>,
         outbox: &SharedOutbox,
+        mut is_over: impl FnMut(u64) -> bool,
     ) -> (Handled, Result<Delivered, Ended>) {
         let Dialled { held, is_welcome } = self;
         let mut handled = Handled::default();
         let mut ended = None;
         let mut welcomed = false;
-        let (mut errors, mut frames) = (0, 0);
         let delivered = catch_unwind(AssertUnwindSafe(|| {
-            let mut take = |message: Message<'_>| {
+            let mut take = |message: Message<'_>, handled: &mut Handled| {
                 let Some(handler) = &mut handler else { return false };
                 handled.messages += 1;
                 handled.bytes += message.len() as u64;
-                errors += u64::from(handler.message(message).is_err());
+                handled.handler_errors += u64::from(handler.message(message).is_err());
                 true
             };
             while let Some((number, message)) = held.as_mut().and_then(Held::take) {
-                if !Message::lend(&message, 0, &mut take) {
+                if !Message::lend(&message, 0, |lent| take(lent, &mut handled)) {
                     held.as_mut().expect("it was just taken from").put_back(number, &message);
+                    break;
+                }
+                if is_over(handled.messages) {
                     break;
                 }
             }
             let delivered = inbox.deliver_in_session(scratch, read, usize::MAX, |found| {
-                frames += 1;
+                handled.frames += 1;
                 let result = match found {
                     Found::Control(frame) => outbox.hear(frame),
                     Found::Message(message) => {
                         let number = outbox.with_sending(|sending, _| sending.reply()).expect("it is a session");
                         let goes_on = held.as_ref().is_none_or(Held::is_empty);
                         number.and_then(|number| {
-                            if !(goes_on && take(message)) {
+                            if !(goes_on && take(message, &mut handled)) {
                                 let room = || outbox.with_sending(|sending, _| sending.room_for_replies());
                                 held.get_or_insert_with(|| room().expect("it is a session")).push(number, &message)?;
                             }
@@ -546,6 +549,7 @@ impl Dialled {
                     }
                 };
                 match result {
+                    Ok(Heard::Nothing | Heard::Resolved) if is_over(handled.messages) => {}
                     Ok(Heard::Nothing | Heard::Resolved) => return Flow::Continue,
                     Ok(Heard::Welcomed { resumed, .. }) => {
                         welcomed = true;
@@ -572,13 +576,14 @@ impl Dialled {
                 }
                 Flow::Pause
             });
-            let flushed = match &mut handler {
-                Some(handler) => handler.batch_end(),
-                None => Ok(()),
-            };
-            (delivered, flushed)
+            if handled.messages > 0
+                && let Some(handler) = &mut handler
+            {
+                // As over a reply: the other side asks for no more than that it was taken.
+                handled.handler_errors += u64::from(handler.batch_end().is_err());
+            }
+            delivered
         }));
-        (handled.handler_errors, handled.frames) = (errors, frames);
         outbox.with_sending(|sending, _| sending.took_replies(handled.messages));
         if welcomed {
             *is_welcome = true;
@@ -589,9 +594,8 @@ impl Dialled {
         let result = match (delivered, ended) {
             (Err(_), _) => Err(Ended::HandlerPanicked),
             (_, Some(ended)) => Err(ended),
-            (Ok((Err(malformed), _)), None) => Err(Ended::Malformed(malformed)),
-            (Ok((_, Err(error))), None) => Err(Ended::HandlerFailed(error)),
-            (Ok((Ok(delivered), Ok(()))), None) => Ok(delivered),
+            (Ok(Err(malformed)), None) => Err(Ended::Malformed(malformed)),
+            (Ok(Ok(delivered)), None) => Ok(delivered),
         };
         (handled, result)
     }
