@@ -443,7 +443,7 @@ impl<H: Handler> Reader<H> {
         demands.received.count(handled.messages, handled.bytes);
         demands.note_errors(handled.handler_errors);
         if let Some(pace) = &mut self.pace {
-            pace.handled(handled.messages);
+            pace.handled(handled.calls());
         }
         self.heard(read > 0, handled.frames > 0);
         result

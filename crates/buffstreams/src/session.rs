@@ -151,13 +151,30 @@ impl Drop for Accepted {
 /// What one call of [`Accepted::deliver`] or [`Dialled::deliver`] came to.
 #[derive(Debug, Default)]
 pub(crate) struct Handled {
+    /// Messages that the handler was given for the first time, whatever it said.
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
+    /// How often it was given one again.
+    again: u64,
     pub(crate) handler_errors: u64,
     /// Whole frames that were found, control frames among them.
     pub(crate) frames: u64,
     /// A message must be handled again that this connection has behind it.
     pub(crate) must_be_sent_again: bool,
+}
+
+impl Handled {
+    /// The handler is given a message for the first time.
+    #[inline]
+    fn count(&mut self, message: &Message<'_>) {
+        self.messages += 1;
+        self.bytes += message.len() as u64;
+    }
+
+    /// How often the handler was called.
+    pub(crate) fn calls(&self) -> u64 {
+        self.messages + self.again
+    }
 }
 
 impl Accepted {
@@ -289,7 +306,7 @@ impl Accepted {
                     receiving.put_back(number, &message);
                     break;
                 }
-                if is_over(batch.handled.messages) {
+                if is_over(batch.handled.calls()) {
                     break;
                 }
             }
@@ -306,7 +323,7 @@ impl Accepted {
                     }),
                 };
                 match result {
-                    Ok(()) if is_over(batch.handled.messages) => Flow::Pause,
+                    Ok(()) if is_over(batch.handled.calls()) => Flow::Pause,
                     Ok(()) => Flow::Continue,
                     Err(error) => {
                         ended = Some(error);
@@ -404,12 +421,11 @@ impl<H: Handler> Batch<'_, H> {
             return self.handle_offered(number, message, None);
         }
         self.in_hand = Some(number);
+        self.handled.count(&message);
         let result = handler.message(message);
         self.in_hand = None;
         match result {
             Ok(()) => {
-                self.handled.messages += 1;
-                self.handled.bytes += message.len() as u64;
                 turn.pass(number);
                 true
             }
@@ -422,6 +438,7 @@ impl<H: Handler> Batch<'_, H> {
     fn handle_offered(&mut self, number: u64, message: Message<'_>, mut failed: Option<HandlerError>) -> bool {
         let (Some(turn), Some(handler)) = (&mut self.turn, &mut self.handler) else { return false };
         loop {
+            let is_first = turn.is_first(number);
             match turn.offer(number) {
                 Offer::Handle => {}
                 Offer::Repeat => return true,
@@ -430,6 +447,11 @@ impl<H: Handler> Batch<'_, H> {
             let result = match failed.take() {
                 Some(error) => Err(error),
                 None => {
+                    if is_first {
+                        self.handled.count(&message);
+                    } else {
+                        self.handled.again += 1;
+                    }
                     self.in_hand = Some(number);
                     let result = handler.message(message);
                     self.in_hand = None;
@@ -438,8 +460,6 @@ impl<H: Handler> Batch<'_, H> {
             };
             match result {
                 Ok(()) => {
-                    self.handled.messages += 1;
-                    self.handled.bytes += message.len() as u64;
                     if !handler.defers() {
                         turn.finish(number);
                     }
@@ -461,7 +481,7 @@ impl<H: Handler> Batch<'_, H> {
 
     fn flush(&mut self) -> Result<(), HandlerError> {
         match &mut self.handler {
-            Some(handler) if self.handled.messages > 0 => handler.batch_end(),
+            Some(handler) if self.handled.calls() > 0 => handler.batch_end(),
             _ => Ok(()),
         }
     }
@@ -518,8 +538,7 @@ impl Dialled {
         let delivered = catch_unwind(AssertUnwindSafe(|| {
             let mut take = |message: Message<'_>, handled: &mut Handled| {
                 let Some(handler) = &mut handler else { return false };
-                handled.messages += 1;
-                handled.bytes += message.len() as u64;
+                handled.count(&message);
                 handled.handler_errors += u64::from(handler.message(message).is_err());
                 true
             };

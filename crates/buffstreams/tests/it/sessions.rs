@@ -845,3 +845,23 @@ async fn slow_replies_leave_others_their_turn() {
         assert!(seen.len() > COUNT / 4, "{} turns beside {COUNT} replies, {delivery:?}", seen.len());
     }
 }
+
+#[tokio::test]
+async fn a_message_that_was_given_to_a_handler_is_counted_once_whatever_it_said() {
+    for delivery in [Delivery::Sent, Delivery::Acked] {
+        let tries = AtomicU64::new(0);
+        let server = serve(move |message: &[u8]| match message {
+            b"never" => Err(HandlerError::rejected(7, "no")),
+            b"later" if tries.fetch_add(1, Ordering::Relaxed) == 0 => Err(HandlerError::new("not yet")),
+            _ => Ok(()),
+        })
+        .await;
+        let connection = Connection::builder().delivery(delivery).dial(server.local_address()).await.unwrap();
+        for message in [&b"good"[..], b"never", b"later", b"good"] {
+            connection.send(message).await.unwrap();
+        }
+        in_time("closing", connection.close(DEADLINE)).await.unwrap();
+        let received = in_time("a shutdown", server.shutdown(DEADLINE)).await.received;
+        assert_eq!((received.messages, received.bytes, received.handler_errors), (4, 18, 2), "{delivery:?}");
+    }
+}

@@ -304,6 +304,11 @@ impl Turn {
         self.ledger.is_next(number) && self.ledger.rejected.len() < self.rejects_left
     }
 
+    /// Whether no handler was ever given this message.
+    pub(crate) fn is_first(&self, number: u64) -> bool {
+        number > self.ledger.highest()
+    }
+
     /// A message was next, and the handler is done with it.
     #[inline]
     pub(crate) fn pass(&mut self, number: u64) {
