@@ -8,6 +8,7 @@
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -24,6 +25,7 @@ use crate::proto::session::sending::Heard;
 use crate::proto::session::streams::{Begun, Opened, Outcome, Streams, Terms, Told};
 use crate::proto::session::wire::{Control, Hello, Refuse, RefuseCode, StreamId, handshake_framing, printable};
 use crate::shared_outbox::SharedOutbox;
+use crate::stats::Received;
 use crate::transport::PeerIdentity;
 
 /// All acknowledged streams of a listener.
@@ -33,6 +35,8 @@ pub(crate) struct Sessions {
     /// Bytes of messages that wait for their handlers, with half of what there is as the limit.
     held: MemoryBudget,
     stored: Box<dyn Fn(StreamId) -> Option<u64> + Send + Sync>,
+    /// What is counted here is what had to be forgotten.
+    received: Arc<Received>,
     /// Makes numbers of identities that nobody can foresee.
     numbers: RandomState,
 }
@@ -48,11 +52,12 @@ impl Sessions {
     pub(crate) fn new(
         terms: Terms,
         memory: usize,
+        received: Arc<Received>,
         stored: impl Fn(StreamId) -> Option<u64> + Send + Sync + 'static,
     ) -> Sessions {
         let streams = Mutex::new(Streams::new(fastrand::u64(..), memory));
         let held = MemoryBudget::new(memory / 2);
-        Sessions { streams, terms, held, stored: Box::new(stored), numbers: RandomState::new() }
+        Sessions { streams, terms, held, stored: Box::new(stored), received, numbers: RandomState::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Streams<Arc<SharedOutbox>>> {
@@ -141,7 +146,11 @@ pub(crate) struct Accepted {
 impl Drop for Accepted {
     fn drop(&mut self) {
         self.sessions.held.charge(self.charged, 0);
-        let waiting = self.sessions.lock().close(&self.receiving);
+        let mut streams = self.sessions.lock();
+        let waiting = streams.close(&self.receiving);
+        let forgotten = streams.take_forgotten();
+        drop(streams);
+        self.sessions.received.streams_forgotten.fetch_add(forgotten, Ordering::Relaxed);
         if let Some(newer) = waiting {
             newer.wake();
         }

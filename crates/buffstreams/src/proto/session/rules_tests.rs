@@ -425,6 +425,56 @@ fn of_streams_without_a_connection_the_least_recently_used_beyond_a_bound_are_fo
     assert_eq!(visit(3, 1), [true, false, true], "the second was not used for longest");
 }
 
+/// A stream comes, has so many messages handled and one rejected with a text of so many bytes, and leaves.
+fn visit(streams: &mut Streams<u64>, id: u8, epoch: u64, handled: u64, text: usize) {
+    let hello = Hello { stream: StreamId([id; 16]), ..hello(epoch) };
+    let mut receiving = streams.open(&hello, None, &terms(), 0, Instant::now()).expect("it may").receiving;
+    let Begun::Turn(mut turn) = streams.begin(&receiving) else { panic!("nobody else has it") };
+    for _ in 0..handled {
+        let number = receiving.number().unwrap();
+        assert_eq!(turn.offer(number), Offer::Handle);
+        turn.finish(number);
+    }
+    if text > 0 {
+        let number = receiving.number().unwrap();
+        assert_eq!(turn.offer(number), Offer::Handle);
+        turn.reject(number, Rejection { code: 7, text: "x".repeat(text) });
+    }
+    streams.end(turn);
+    streams.close(&receiving);
+}
+
+#[test]
+fn streams_of_which_nothing_would_be_lost_are_forgotten_before_all_others() {
+    let mut streams = Streams::new(1, 10_000);
+    streams.remember(2);
+    visit(&mut streams, 1, 1, 1, 0);
+    for stranger in 10..20 {
+        visit(&mut streams, stranger, 1, 0, 0);
+    }
+    assert!(streams.knows(StreamId([1; 16])));
+    visit(&mut streams, 1, 2, 0, 0);
+    visit(&mut streams, 2, 1, 0, 1);
+    for stranger in 20..30 {
+        visit(&mut streams, stranger, 1, 0, 0);
+    }
+    let knows = |streams: &Streams<u64>| [1, 2, 3].map(|id| streams.knows(StreamId([id; 16])));
+    assert_eq!((knows(&streams), streams.take_forgotten()), ([true, true, false], 0));
+    visit(&mut streams, 3, 1, 1, 0);
+    assert_eq!((knows(&streams), streams.take_forgotten()), ([false, true, true], 1));
+}
+
+#[test]
+fn long_texts_of_rejects_are_forgotten_and_streams_without_them_stay() {
+    let mut streams = Streams::new(1, 10_000);
+    visit(&mut streams, 1, 1, 1, 0);
+    for id in 2..=4 {
+        visit(&mut streams, id, 1, 1, 6 << 20);
+    }
+    let knows = [1, 2, 3, 4].map(|id| streams.knows(StreamId([id; 16])));
+    assert_eq!((knows, streams.take_forgotten()), ([true, false, true, true], 1));
+}
+
 #[test]
 fn whoever_has_nothing_to_say_gives_a_sign_of_life_and_whoever_gives_none_is_dead_after_three_intervals() {
     let mut dialled = Dialled::welcomed(0);
