@@ -31,7 +31,7 @@ use crate::sink::MessageSink;
 use crate::stats::{Received, ReceivedStats, Stats};
 use crate::transport::{Address, Endpoints, Liveness, PeerAddress, TlsClient, Transport};
 
-/// Bytes of replies that an acknowledged stream takes ahead of its handler.
+/// Bytes of replies that an acknowledged stream takes ahead of its handler, or half of the memory for what is received.
 const REPLY_WINDOW: usize = 1024 * 1024;
 
 /// The deadline when the last clone of a connection is dropped without a [`close`](Connection::close).
@@ -202,8 +202,8 @@ impl<S: Service> ConnectionBuilder<S> {
         self
     }
 
-    /// Bytes that unfinished messages from the other side may take; for several connections together, if the budget is
-    /// shared. Who would exceed it is closed, and dialled again. Default [`MemoryBudget::of_process`].
+    /// Bytes that unfinished messages from the other side may take, and replies in acknowledged streams that wait for the
+    /// handler; for several connections together, if the budget is shared. Who would exceed it is closed, and dialled again. Default [`MemoryBudget::of_process`].
     pub fn receive_memory(mut self, memory: impl Into<MemoryBudget>) -> Self {
         self.settings.receive_memory = memory.into();
         self
@@ -433,7 +433,7 @@ impl<S: Service> ConnectionBuilder<S> {
         Ask {
             framing,
             window: self.settings.window.max(largest),
-            reply_window: REPLY_WINDOW.max(largest),
+            reply_window: REPLY_WINDOW.min(self.settings.receive_memory.limit() / 2).max(largest),
             heartbeat: self.settings.heartbeat.clamp(INTERVALS.0, INTERVALS.1),
             token: self.settings.token.clone(),
         }

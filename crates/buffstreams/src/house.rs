@@ -87,7 +87,8 @@ impl<S: Service> House<S> {
             None => Talk::Refuse,
             Some((terms, memory)) => {
                 let keeper = Arc::clone(&service);
-                Talk::Answer(Arc::new(Sessions::new(terms, memory, move |stream| keeper.stored(stream))))
+                let received = Arc::clone(&demands.received);
+                Talk::Answer(Arc::new(Sessions::new(terms, memory, received, move |stream| keeper.stored(stream))))
             }
         };
         let tenants = Arc::new(Tenants::default());

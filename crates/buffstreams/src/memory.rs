@@ -10,7 +10,8 @@ const OF_PROCESS: usize = 1024 * 1024 * 1024;
 
 static PROCESS: LazyLock<MemoryBudget> = LazyLock::new(|| MemoryBudget::new(OF_PROCESS));
 
-/// Bytes that the unfinished messages of several connections may take together. Cheap to clone: clones are one budget.
+/// Bytes that the unfinished messages of several connections may take together, and on those that were dialled replies in
+/// acknowledged streams that wait for their handlers. Cheap to clone: clones are one budget.
 ///
 /// A number of bytes becomes a budget of its own by `into()`.
 ///

@@ -19,6 +19,7 @@
 //! | `buffstreams_connections_broken_total` | counter | connections | listener | ended otherwise than by the end of the stream or by this side closing, by `reason` |
 //! | `buffstreams_connections_refused_total` | counter | connections | listener | not let in, by `reason` |
 //! | `buffstreams_throttled_total` | counter | pauses | listener | a sender was made to wait because of the rate of its messages |
+//! | `buffstreams_streams_forgotten_total` | counter | streams | listener | an acknowledged stream of use was forgotten, for there were too many |
 //! | `buffstreams_connection_losses_total` | counter | connections | connection | sockets that were lost |
 //! | `buffstreams_connect_failures_total` | counter | attempts | connection | attempts to connect anew that failed |
 //! | `buffstreams_streams_refused_total` | counter | streams | connection | the peer refused the acknowledged stream |
@@ -417,6 +418,12 @@ static METRICS: &[Metric] = {
             LISTENER,
             "How often a sender was made to wait because of the rate of its messages.",
             Value::One(|sum| sum.received.throttled),
+        ),
+        Metric::new(
+            ("buffstreams_streams_forgotten_total", Counter, Count),
+            LISTENER,
+            "Acknowledged streams that were forgotten, though messages of theirs had been handled, for there were too many.",
+            Value::One(|sum| sum.received.streams_forgotten),
         ),
         Metric::new(
             ("buffstreams_connection_losses_total", Counter, Count),

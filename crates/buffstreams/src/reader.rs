@@ -402,21 +402,19 @@ impl<H: Handler> Reader<H> {
         let batch = self.batch();
         let Reader { inbox, handler, demands, mode, identity, .. } = self;
         let handler = is_ready.then_some(handler);
+        let is_over = |messages: u64| messages >= batch || (is_glance(messages) && turn.elapsed() > TURN);
         let (handled, result) = match mode {
             Mode::Accepted(session) => {
                 if read > 0 {
                     session.heard(read);
                 }
-                let is_over = |messages: u64| {
-                    messages >= batch || (messages.is_multiple_of(MESSAGES_PER_GLANCE) && turn.elapsed() > TURN)
-                };
                 session.deliver(inbox, scratch, read, handler, is_over)
             }
             Mode::Dialled(session) => {
                 if read > 0 {
                     replies.with_sending(|sending, _| sending.heard(Instant::now().into_std()));
                 }
-                session.deliver(inbox, scratch, read, handler, replies)
+                session.deliver(inbox, scratch, read, handler, replies, is_over)
             }
             Mode::Greeting => {
                 let Talk::Answer(sessions) = &demands.sessions else { unreachable!("others are not greeted") };
@@ -445,7 +443,7 @@ impl<H: Handler> Reader<H> {
         demands.received.count(handled.messages, handled.bytes);
         demands.note_errors(handled.handler_errors);
         if let Some(pace) = &mut self.pace {
-            pace.handled(handled.messages);
+            pace.handled(handled.calls());
         }
         self.heard(read > 0, handled.frames > 0);
         result
@@ -485,9 +483,7 @@ impl<H: Handler> Reader<H> {
                 if let Err(error) = handler.message(message) {
                     fatal = demands.judge(error);
                 }
-                // Often at first, for a handler may be slow; then rarely, for it is not.
-                let glance = messages % MESSAGES_PER_GLANCE == 0 || messages.is_power_of_two();
-                let turn_is_over = || glance && turn.elapsed() > TURN;
+                let turn_is_over = || is_glance(messages) && turn.elapsed() > TURN;
                 if fatal.is_some() || congested() || turn_is_over() { Flow::Pause } else { Flow::Continue }
             });
             if messages > 0
@@ -517,20 +513,22 @@ impl<H: Handler> Reader<H> {
         }
     }
 
-    /// Accounts for the memory that unfinished messages take, and in a session those that wait.
+    /// Accounts for the memory that unfinished messages take, and in a session those that wait: on the side that listens
+    /// there is other memory for them.
     fn charge(&mut self) -> Option<Ended> {
         if let Mode::Accepted(session) = &mut self.mode
             && let Some(overloaded) = session.charge()
         {
             return Some(overloaded);
         }
-        let memory = self.inbox.memory();
+        let waiting = if let Mode::Dialled(session) = &self.mode { session.held_memory() } else { 0 };
+        let memory = self.inbox.memory() + waiting;
         if memory == self.charged {
             return None;
         }
         let budget = &self.demands.memory;
         let is_too_much = budget.charge(std::mem::replace(&mut self.charged, memory), memory);
-        (is_too_much && self.inbox.held() > 0).then_some(Ended::Overloaded { limit: budget.limit() })
+        (is_too_much && self.inbox.held() + waiting > 0).then_some(Ended::Overloaded { limit: budget.limit() })
     }
 
     /// Nothing can be read now. Looks at the clocks that run meanwhile, and gives back what is not needed.
@@ -696,6 +694,12 @@ impl Demands {
             .warn(|left_out| tracing::warn!(%error, left_out, "a handler failed; its connection goes on"));
         None
     }
+}
+
+/// Whether to look at the clock after so many messages: often at first, for a handler may be slow; then rarely, for it is not.
+#[inline]
+fn is_glance(messages: u64) -> bool {
+    messages.is_multiple_of(MESSAGES_PER_GLANCE) || messages.is_power_of_two()
 }
 
 /// Calls the user's code; a panic in it becomes a reason to end the connection.

@@ -5,14 +5,12 @@
 //! reading, so that acknowledgements and heartbeats never wait behind messages that nobody takes: those are held, and the
 //! window bounds them. No lock is held while a handler runs.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-
-use bytes::Bytes;
 
 use crate::events::Event;
 use crate::handler::{Ended, Handler, HandlerError};
@@ -20,12 +18,14 @@ use crate::memory::MemoryBudget;
 use crate::proto::framing::Framing;
 use crate::proto::inbox::{Delivered, Flow, Found, Inbox, Message};
 use crate::proto::session::SessionError;
+use crate::proto::session::held::Held;
 use crate::proto::session::ledger::{Ledger, Offer, PANICKED, Verdict};
 use crate::proto::session::receiving::{Receiving, Turn};
 use crate::proto::session::sending::Heard;
 use crate::proto::session::streams::{Begun, Opened, Outcome, Streams, Terms, Told};
 use crate::proto::session::wire::{Control, Hello, Refuse, RefuseCode, StreamId, handshake_framing, printable};
 use crate::shared_outbox::SharedOutbox;
+use crate::stats::Received;
 use crate::transport::PeerIdentity;
 
 /// All acknowledged streams of a listener.
@@ -35,6 +35,8 @@ pub(crate) struct Sessions {
     /// Bytes of messages that wait for their handlers, with half of what there is as the limit.
     held: MemoryBudget,
     stored: Box<dyn Fn(StreamId) -> Option<u64> + Send + Sync>,
+    /// What is counted here is what had to be forgotten.
+    received: Arc<Received>,
     /// Makes numbers of identities that nobody can foresee.
     numbers: RandomState,
 }
@@ -50,11 +52,12 @@ impl Sessions {
     pub(crate) fn new(
         terms: Terms,
         memory: usize,
+        received: Arc<Received>,
         stored: impl Fn(StreamId) -> Option<u64> + Send + Sync + 'static,
     ) -> Sessions {
         let streams = Mutex::new(Streams::new(fastrand::u64(..), memory));
         let held = MemoryBudget::new(memory / 2);
-        Sessions { streams, terms, held, stored: Box::new(stored), numbers: RandomState::new() }
+        Sessions { streams, terms, held, stored: Box::new(stored), received, numbers: RandomState::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Streams<Arc<SharedOutbox>>> {
@@ -143,7 +146,11 @@ pub(crate) struct Accepted {
 impl Drop for Accepted {
     fn drop(&mut self) {
         self.sessions.held.charge(self.charged, 0);
-        let waiting = self.sessions.lock().close(&self.receiving);
+        let mut streams = self.sessions.lock();
+        let waiting = streams.close(&self.receiving);
+        let forgotten = streams.take_forgotten();
+        drop(streams);
+        self.sessions.received.streams_forgotten.fetch_add(forgotten, Ordering::Relaxed);
         if let Some(newer) = waiting {
             newer.wake();
         }
@@ -153,13 +160,30 @@ impl Drop for Accepted {
 /// What one call of [`Accepted::deliver`] or [`Dialled::deliver`] came to.
 #[derive(Debug, Default)]
 pub(crate) struct Handled {
+    /// Messages that the handler was given for the first time, whatever it said.
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
+    /// How often it was given one again.
+    again: u64,
     pub(crate) handler_errors: u64,
     /// Whole frames that were found, control frames among them.
     pub(crate) frames: u64,
     /// A message must be handled again that this connection has behind it.
     pub(crate) must_be_sent_again: bool,
+}
+
+impl Handled {
+    /// The handler is given a message for the first time.
+    #[inline]
+    fn count(&mut self, message: &Message<'_>) {
+        self.messages += 1;
+        self.bytes += message.len() as u64;
+    }
+
+    /// How often the handler was called.
+    pub(crate) fn calls(&self) -> u64 {
+        self.messages + self.again
+    }
 }
 
 impl Accepted {
@@ -173,7 +197,7 @@ impl Accepted {
 
     /// Whether messages wait for the handler or for their turn.
     pub(crate) fn has_held(&self) -> bool {
-        self.receiving.held_bytes() > 0
+        self.receiving.has_held()
     }
 
     /// How many messages wait for the handler or for their turn.
@@ -184,7 +208,7 @@ impl Accepted {
     /// Accounts for the memory of messages that wait for the handler. While half of what there is is taken by whomever,
     /// nobody may have more than an equal part of the other half: so those who have little always find room.
     pub(crate) fn charge(&mut self) -> Option<Ended> {
-        let held = self.receiving.held_bytes();
+        let held = self.receiving.held_memory();
         if held == self.charged {
             return None;
         }
@@ -288,10 +312,10 @@ impl Accepted {
                 && let Some((number, message)) = receiving.take_held()
             {
                 if !Message::lend(&message, number, |lent| batch.handle(number, lent)) {
-                    receiving.put_back(number, message);
+                    receiving.put_back(number, &message);
                     break;
                 }
-                if is_over(batch.handled.messages) {
+                if is_over(batch.handled.calls()) {
                     break;
                 }
             }
@@ -300,15 +324,15 @@ impl Accepted {
                 let result = match found {
                     Found::Control(frame) => told(sessions, receiving, replies, frame),
                     Found::Message(message) => receiving.number().and_then(|number| {
-                        let goes_on = receiving.held_bytes() == 0 && batch.is_ready();
+                        let goes_on = !receiving.has_held() && batch.is_ready();
                         if goes_on && batch.handle(number, message.numbered(number)) {
                             return Ok(());
                         }
-                        receiving.hold(number, message.to_bytes())
+                        receiving.hold(number, &message)
                     }),
                 };
                 match result {
-                    Ok(()) if is_over(batch.handled.messages) => Flow::Pause,
+                    Ok(()) if is_over(batch.handled.calls()) => Flow::Pause,
                     Ok(()) => Flow::Continue,
                     Err(error) => {
                         ended = Some(error);
@@ -406,12 +430,11 @@ impl<H: Handler> Batch<'_, H> {
             return self.handle_offered(number, message, None);
         }
         self.in_hand = Some(number);
+        self.handled.count(&message);
         let result = handler.message(message);
         self.in_hand = None;
         match result {
             Ok(()) => {
-                self.handled.messages += 1;
-                self.handled.bytes += message.len() as u64;
                 turn.pass(number);
                 true
             }
@@ -424,6 +447,7 @@ impl<H: Handler> Batch<'_, H> {
     fn handle_offered(&mut self, number: u64, message: Message<'_>, mut failed: Option<HandlerError>) -> bool {
         let (Some(turn), Some(handler)) = (&mut self.turn, &mut self.handler) else { return false };
         loop {
+            let is_first = turn.is_first(number);
             match turn.offer(number) {
                 Offer::Handle => {}
                 Offer::Repeat => return true,
@@ -432,6 +456,11 @@ impl<H: Handler> Batch<'_, H> {
             let result = match failed.take() {
                 Some(error) => Err(error),
                 None => {
+                    if is_first {
+                        self.handled.count(&message);
+                    } else {
+                        self.handled.again += 1;
+                    }
                     self.in_hand = Some(number);
                     let result = handler.message(message);
                     self.in_hand = None;
@@ -440,8 +469,6 @@ impl<H: Handler> Batch<'_, H> {
             };
             match result {
                 Ok(()) => {
-                    self.handled.messages += 1;
-                    self.handled.bytes += message.len() as u64;
                     if !handler.defers() {
                         turn.finish(number);
                     }
@@ -463,7 +490,7 @@ impl<H: Handler> Batch<'_, H> {
 
     fn flush(&mut self) -> Result<(), HandlerError> {
         match &mut self.handler {
-            Some(handler) if self.handled.messages > 0 => handler.batch_end(),
+            Some(handler) if self.handled.calls() > 0 => handler.batch_end(),
             _ => Ok(()),
         }
     }
@@ -488,17 +515,22 @@ impl<H: Handler> Batch<'_, H> {
 /// One connection of a session, on the side that dials: what is heard about messages, and replies that come.
 #[derive(Debug, Default)]
 pub(crate) struct Dialled {
-    /// Replies that wait for the handler.
-    held: VecDeque<Bytes>,
+    /// Replies that wait for the handler, once one had to.
+    held: Option<Held>,
     is_welcome: bool,
 }
 
 impl Dialled {
     pub(crate) fn has_held(&self) -> bool {
-        !self.held.is_empty()
+        self.held.as_ref().is_some_and(|held| !held.is_empty())
     }
 
-    /// Hands replies to the handler if it is ready, and tells the Outbox what was heard.
+    /// Bytes of memory that replies which wait for the handler are accounted for.
+    pub(crate) fn held_memory(&self) -> usize {
+        self.held.as_ref().map_or(0, Held::memory)
+    }
+
+    /// Hands replies to the handler if it is ready, as many as may be handled in one go, and tells the Outbox what was heard.
     pub(crate) fn deliver(
         &mut self,
         inbox: &mut Inbox,
@@ -506,39 +538,46 @@ impl Dialled {
         read: usize,
         mut handler: Option<&mut impl Handler>,
         outbox: &SharedOutbox,
+        mut is_over: impl FnMut(u64) -> bool,
     ) -> (Handled, Result<Delivered, Ended>) {
         let Dialled { held, is_welcome } = self;
         let mut handled = Handled::default();
         let mut ended = None;
         let mut welcomed = false;
-        let (mut errors, mut frames) = (0, 0);
         let delivered = catch_unwind(AssertUnwindSafe(|| {
-            let mut take = |message: Message<'_>| {
+            let mut take = |message: Message<'_>, handled: &mut Handled| {
                 let Some(handler) = &mut handler else { return false };
-                handled.messages += 1;
-                handled.bytes += message.len() as u64;
-                errors += u64::from(handler.message(message).is_err());
+                handled.count(&message);
+                handled.handler_errors += u64::from(handler.message(message).is_err());
                 true
             };
-            while let Some(message) = held.pop_front() {
-                if !Message::lend(&message, 0, &mut take) {
-                    held.push_front(message);
+            while let Some((number, message)) = held.as_mut().and_then(Held::take) {
+                if !Message::lend(&message, 0, |lent| take(lent, &mut handled)) {
+                    held.as_mut().expect("it was just taken from").put_back(number, &message);
+                    break;
+                }
+                if is_over(handled.messages) {
                     break;
                 }
             }
             let delivered = inbox.deliver_in_session(scratch, read, usize::MAX, |found| {
-                frames += 1;
+                handled.frames += 1;
                 let result = match found {
                     Found::Control(frame) => outbox.hear(frame),
                     Found::Message(message) => {
-                        let counted = outbox.with_sending(|sending, _| sending.reply()).unwrap_or(Ok(()));
-                        if counted.is_ok() && !(held.is_empty() && take(message)) {
-                            held.push_back(message.to_bytes());
-                        }
-                        counted.map(|()| Heard::Nothing)
+                        let number = outbox.with_sending(|sending, _| sending.reply()).expect("it is a session");
+                        let goes_on = held.as_ref().is_none_or(Held::is_empty);
+                        number.and_then(|number| {
+                            if !(goes_on && take(message, &mut handled)) {
+                                let room = || outbox.with_sending(|sending, _| sending.room_for_replies());
+                                held.get_or_insert_with(|| room().expect("it is a session")).push(number, &message)?;
+                            }
+                            Ok(Heard::Nothing)
+                        })
                     }
                 };
                 match result {
+                    Ok(Heard::Nothing | Heard::Resolved) if is_over(handled.messages) => {}
                     Ok(Heard::Nothing | Heard::Resolved) => return Flow::Continue,
                     Ok(Heard::Welcomed { resumed, .. }) => {
                         welcomed = true;
@@ -565,13 +604,14 @@ impl Dialled {
                 }
                 Flow::Pause
             });
-            let flushed = match &mut handler {
-                Some(handler) => handler.batch_end(),
-                None => Ok(()),
-            };
-            (delivered, flushed)
+            if handled.messages > 0
+                && let Some(handler) = &mut handler
+            {
+                // As over a reply: the other side asks for no more than that it was taken.
+                handled.handler_errors += u64::from(handler.batch_end().is_err());
+            }
+            delivered
         }));
-        (handled.handler_errors, handled.frames) = (errors, frames);
         outbox.with_sending(|sending, _| sending.took_replies(handled.messages));
         if welcomed {
             *is_welcome = true;
@@ -582,9 +622,8 @@ impl Dialled {
         let result = match (delivered, ended) {
             (Err(_), _) => Err(Ended::HandlerPanicked),
             (_, Some(ended)) => Err(ended),
-            (Ok((Err(malformed), _)), None) => Err(Ended::Malformed(malformed)),
-            (Ok((_, Err(error))), None) => Err(Ended::HandlerFailed(error)),
-            (Ok((Ok(delivered), Ok(()))), None) => Ok(delivered),
+            (Ok(Err(malformed)), None) => Err(Ended::Malformed(malformed)),
+            (Ok(Ok(delivered)), None) => Ok(delivered),
         };
         (handled, result)
     }

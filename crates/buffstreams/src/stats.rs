@@ -231,6 +231,9 @@ counters! {
     /// How often reading, or in acknowledged streams the handler, was made to wait by
     /// `max_message_rate`.
     throttled,
+    /// Acknowledged streams that were forgotten because more than 65,536 had no connection, or their rejects had too long
+    /// texts, though messages of theirs had been handled: if their senders come back, those in flight may be handled twice.
+    streams_forgotten,
 }
 
 impl Received {

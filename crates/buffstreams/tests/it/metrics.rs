@@ -138,6 +138,7 @@ async fn a_listener_tells_what_it_received_refused_and_sent_back() {
         ("connections_broken_total", 1),
         ("connections_refused_total", 1),
         ("throttled_total", 0),
+        ("streams_forgotten_total", 0),
         ("messages_received_total", 3),
         ("received_bytes_total", 11),
         ("handler_errors_total", 1),

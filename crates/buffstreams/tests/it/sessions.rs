@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-use crate::support::{APART, amount, bind_again, in_time, until};
+use crate::support::{APART, Echo, amount, bind_again, in_time, until};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -754,4 +754,114 @@ async fn wherever_connections_are_cut_every_message_is_handled_once_and_in_order
     assert!(ledger.numbers().into_iter().eq(0..MESSAGES), "in order, none missing and none twice");
     assert!(server.stats().connected > 20, "{:?}", server.stats());
     in_time("it is closed", connection.close(DEADLINE)).await.unwrap();
+}
+
+/// Counts replies and the ends of their batches, and fails at each of these.
+struct Unstored {
+    replies: Arc<AtomicU64>,
+    batches: Arc<AtomicU64>,
+}
+
+impl Handler for Unstored {
+    fn message(&mut self, _: Message<'_>) -> HandlerResult {
+        self.replies.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn batch_end(&mut self) -> HandlerResult {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        Err(HandlerError::new("the disk is full"))
+    }
+}
+
+/// Sends five messages, one after the other, over one socket, and waits for as many replies to each; returns how many
+/// replies, batches and errors there were.
+async fn unstored(delivery: Delivery, service: impl Service, answers: u64) -> (u64, u64, u64) {
+    let server = serve(service).await;
+    let (replies, batches) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let handler = per_connection({
+        let (replies, batches) = (Arc::clone(&replies), Arc::clone(&batches));
+        move |_: &Peer| Unstored { replies: Arc::clone(&replies), batches: Arc::clone(&batches) }
+    });
+    let builder = Connection::builder().delivery(delivery).handler(handler);
+    let connection = builder.dial(server.local_address()).await.unwrap();
+    for sent in 1..=5 {
+        connection.send(b"hello").await.unwrap();
+        in_time("it is settled", connection.flush()).await.unwrap();
+        until("it is handled", || server.stats().messages == sent).await;
+        until("it is answered", || replies.load(Ordering::Relaxed) == sent * answers).await;
+    }
+    let stats = in_time("closing", connection.close(DEADLINE)).await.unwrap();
+    assert_eq!((stats.connected, stats.lost, stats.settled), (1, 0, 5), "{delivery:?}");
+    let errors = connection.received().handler_errors;
+    (replies.load(Ordering::Relaxed), batches.load(Ordering::Relaxed), errors)
+}
+
+#[tokio::test]
+async fn an_error_at_the_end_of_a_batch_of_replies_is_counted_and_the_connection_goes_on() {
+    for delivery in [Delivery::Sent, Delivery::Acked] {
+        let (replies, batches, errors) = unstored(delivery, per_connection(|peer: &Peer| Echo(peer.clone())), 1).await;
+        assert_eq!((replies, batches, errors), (5, 5, 5), "{delivery:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_ends_only_behind_replies() {
+    for delivery in [Delivery::Sent, Delivery::Acked] {
+        assert_eq!(unstored(delivery, |_: &[u8]| Ok(()), 0).await, (0, 0, 0), "{delivery:?}");
+    }
+}
+
+#[tokio::test]
+async fn slow_replies_leave_others_their_turn() {
+    const COUNT: usize = 200;
+    for delivery in [Delivery::Sent, Delivery::Acked] {
+        let server = serve(per_connection(|peer: &Peer| Echo(peer.clone()))).await;
+        // How many turns another task has had when each reply is handled.
+        let turns = Arc::new(AtomicU64::new(0));
+        let seen: Arc<Mutex<Vec<u64>>> = Arc::default();
+        let slow = {
+            let (turns, seen) = (Arc::clone(&turns), Arc::clone(&seen));
+            move |_: &[u8]| {
+                std::thread::sleep(Duration::from_millis(1));
+                seen.lock().unwrap().push(turns.load(Ordering::Relaxed));
+                Ok(())
+            }
+        };
+        let builder = Connection::builder().delivery(delivery).handler(slow);
+        let connection = builder.dial(server.local_address()).await.unwrap();
+        for _ in 0..COUNT {
+            connection.send(b"hello").await.unwrap();
+        }
+        let other = tokio::spawn(std::future::poll_fn(move |cx| {
+            turns.fetch_add(1, Ordering::Relaxed);
+            cx.waker().wake_by_ref();
+            Poll::<()>::Pending
+        }));
+        until("all are answered", || seen.lock().unwrap().len() == COUNT).await;
+        other.abort();
+        let mut seen = std::mem::take(&mut *seen.lock().unwrap());
+        seen.dedup();
+        assert!(seen.len() > COUNT / 4, "{} turns beside {COUNT} replies, {delivery:?}", seen.len());
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_was_given_to_a_handler_is_counted_once_whatever_it_said() {
+    for delivery in [Delivery::Sent, Delivery::Acked] {
+        let tries = AtomicU64::new(0);
+        let server = serve(move |message: &[u8]| match message {
+            b"never" => Err(HandlerError::rejected(7, "no")),
+            b"later" if tries.fetch_add(1, Ordering::Relaxed) == 0 => Err(HandlerError::new("not yet")),
+            _ => Ok(()),
+        })
+        .await;
+        let connection = Connection::builder().delivery(delivery).dial(server.local_address()).await.unwrap();
+        for message in [&b"good"[..], b"never", b"later", b"good"] {
+            connection.send(message).await.unwrap();
+        }
+        in_time("closing", connection.close(DEADLINE)).await.unwrap();
+        let received = in_time("a shutdown", server.shutdown(DEADLINE)).await.received;
+        assert_eq!((received.messages, received.bytes, received.handler_errors), (4, 18, 2), "{delivery:?}");
+    }
 }

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use buffstreams::{
-    Address, Backoff, Connection, ConnectionBuilder, Delivery, Handler, HandlerResult, Listener, Message, Peer, Server,
-    State, per_connection,
+    Address, Backoff, Bytes, Connection, ConnectionBuilder, Delivery, Event, Handler, HandlerResult, Listener,
+    MemoryBudget, Message, Peer, Server, State, async_handler, per_connection,
 };
 use fastrand::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
 
 use crate::by_hand::{
     ACK, CONFIRM_GOODBYE, CONFIRM_REJECT, GOODBYE, HEARTBEAT, PREFACE, REFUSE, REJECT, SKIP, control, hear, hello,
@@ -428,4 +429,88 @@ async fn a_preface_without_hello_is_cut_off_by_the_handshake_deadline() {
     assert_eq!(hear(&mut stranger).await, None, "it is closed");
     until("it is counted", || server.stats().broken_handshake_deadline == 1).await;
     assert_eq!(server.stats().broken, 1);
+}
+
+/// What the process takes tells what is kept, so it runs as one of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a part of another test, which runs it as a process of its own"]
+async fn padding_alone() {
+    if !is_alone() {
+        return;
+    }
+    let service = async_handler(|_: Bytes, _: Peer| std::future::pending());
+    let builder = Listener::builder().session_memory(1 << 20).session_window(64 << 10);
+    let server = builder.bind("127.0.0.1:0").await.unwrap().spawn(service);
+    let mut stranger = connect(server.local_address()).await;
+    stranger.write_all(&[PREFACE, &hello([7; 16], 1, 1, 64 << 10, 60_000)].concat()).await.unwrap();
+    hear(&mut stranger).await.expect("it is welcome");
+    let bursts = [control(0x80, &[&[0; 1000]]).repeat(60), message(b"x")].concat();
+    let (mut before, mut sent) = (Possessions::now().memory, 0);
+    for round in 0..1_500 {
+        if round == 500 {
+            until("the handler has one in hand", || server.stats().messages > 0).await;
+            before = Possessions::now().memory;
+        }
+        in_time("it goes on reading", stranger.write_all(&bursts)).await.unwrap();
+        sent += bursts.len();
+    }
+    let grown = Possessions::now().memory.saturating_sub(before);
+    println!("\nfigures: {} MiB sent, {} KiB grown", sent >> 20, grown >> 10);
+    assert_eq!(server.stats().open, 1, "it holds little");
+    assert!(grown < 16 << 20, "{} KiB are kept for a few bytes", grown >> 10);
+}
+
+#[test]
+fn messages_that_wait_keep_nothing_alive_that_was_read_with_them() {
+    passes_alone("strangers::padding_alone");
+}
+
+#[tokio::test]
+async fn a_listener_that_sends_more_replies_than_may_wait_is_parted_from() {
+    const WINDOW: usize = 100_000;
+    let (go_on, mut goes_on) = mpsc::channel(1);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = Address::from(listener.local_addr().unwrap());
+    let replies = tokio::spawn(async move {
+        let mut caller = listener.accept().await.unwrap().0;
+        let mut greeting = vec![0; PREFACE.len() + hello([0; 16], 1, 1, 1, 1).len()];
+        caller.read_exact(&mut greeting).await.unwrap();
+        caller.write_all(&welcome([9; 16], 0, 0, 8192, 60_000)).await.unwrap();
+        for count in [1, 60] {
+            caller.write_all(&message(&[1; 997]).repeat(count)).await.unwrap();
+            goes_on.recv().await.unwrap();
+        }
+        while caller.write_all(&message(&[1; 997])).await.is_ok() {}
+    });
+    let is_over = Arc::new(Notify::new());
+    let busy = async_handler({
+        let is_over = Arc::clone(&is_over);
+        move |_: Bytes, _: Peer| {
+            let is_over = Arc::clone(&is_over);
+            async move {
+                is_over.notified().await;
+                Ok(())
+            }
+        }
+    });
+    let memory = MemoryBudget::new(2 * WINDOW);
+    let builder = acked().handler(busy).receive_memory(memory.clone());
+    let connection = builder.dial_lazy(&address).unwrap();
+    let mut events = connection.events();
+    until("the handler has one in hand", || connection.received().messages > 0).await;
+    go_on.send(()).await.unwrap();
+    until("those that wait are accounted for", || memory.taken() >= 60_000).await;
+    go_on.send(()).await.unwrap();
+    let lost = async {
+        loop {
+            if let Some(Event::Lost { why }) = events.next().await {
+                return why;
+            }
+        }
+    };
+    let why = in_time("it is parted from", lost).await;
+    assert!(why.contains(&format!("101000 bytes were sent ahead, and the window is {WINDOW}")), "{why}");
+    in_time("nobody listens", replies).await.unwrap();
+    is_over.notify_one();
+    until("all is given back", || memory.taken() == 0).await;
 }

@@ -19,6 +19,7 @@
 //! It refuses to promise more: a receiver that forgot a stream is reported, and what was in flight then may be handled
 //! twice.
 
+pub(crate) mod held;
 pub(crate) mod ledger;
 pub(crate) mod liveness;
 pub(crate) mod receiving;

@@ -1,10 +1,11 @@
 //! One connection of a session, on the side that listens: numbers for what comes, room for what cannot be handled yet.
 //!
 //! Invariants: messages are numbered in the order of the stream, from where the sender was told to go on, and without gap
-//! but where the sender says that there is one; those held are in order, come before everything that is still to be read, and take no more bytes than the window that was
-//! granted. What is known of the stream itself is not here but in [`Streams`](super::streams::Streams).
+//! but where the sender says that there is one; those [held](Held) come before everything that is still to be read, and take
+//! no more bytes than the window that was granted. What is known of the stream itself is not here but in
+//! [`Streams`](super::streams::Streams).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use super::super::framing::Framing;
 use super::super::outbox::Rejection;
 use super::SessionError;
+use super::held::Held;
 use super::ledger::{Ledger, Offer, Verdict};
 use super::liveness::Liveness;
 use super::streams::{ACK_DELAY, ACK_PACE, STREAM, Stand};
@@ -31,8 +33,7 @@ pub(crate) struct Receiving {
     pub(super) framing: Framing,
     /// The number of the message that is read next.
     pub(super) next: u64,
-    held: VecDeque<(u64, Bytes)>,
-    held_bytes: usize,
+    held: Held,
     /// Rejects that the peer was told of on this connection, and has not confirmed.
     told: BTreeSet<u64>,
     pub(super) window: usize,
@@ -71,8 +72,7 @@ impl Receiving {
             key,
             framing,
             next: stand.dispatched.saturating_add(1),
-            held: VecDeque::new(),
-            held_bytes: 0,
+            held: Held::new(framing, window),
             told: BTreeSet::new(),
             window,
             reply_window,
@@ -127,56 +127,43 @@ impl Receiving {
         Ok(())
     }
 
-    /// Holds a message that cannot be handled now, unless the peer knows that it is finished: it does not count it any
-    /// more. They come back in order, by [`take_held`](Self::take_held).
+    /// Holds a copy of a message that cannot be handled now, unless the peer knows that it is finished: it does not count it
+    /// any more. They come back in order, by [`take_held`](Self::take_held).
     ///
     /// # Errors
     ///
     /// If more is held than the window allows: the peer has sent more than it may.
-    pub(crate) fn hold(&mut self, number: u64, message: Bytes) -> Result<(), SessionError> {
-        debug_assert!(self.held.back().is_none_or(|(last, _)| *last < number));
+    pub(crate) fn hold(&mut self, number: u64, message: &[u8]) -> Result<(), SessionError> {
         if number <= self.acked || self.told.contains(&number) {
             return Ok(());
         }
-        self.held_bytes += self.frame_size(&message);
-        self.held.push_back((number, message));
-        if self.held_bytes > self.window {
-            return Err(SessionError::WindowExceeded { held: self.held_bytes, window: self.window });
-        }
-        Ok(())
+        self.held.push(number, message)
     }
 
     /// The next message that was held: it comes before anything that is read.
     pub(crate) fn take_held(&mut self) -> Option<(u64, Bytes)> {
-        let (number, message) = self.held.pop_front()?;
-        self.held_bytes -= self.frame_size(&message);
-        Some((number, message))
+        self.held.take()
     }
 
     /// Puts a message back to where it was taken from, or read: before all that are held.
-    pub(crate) fn put_back(&mut self, number: u64, message: Bytes) {
+    pub(crate) fn put_back(&mut self, number: u64, message: &[u8]) {
         debug_assert!(number < self.next_to_begin());
-        self.held_bytes += self.frame_size(&message);
-        self.held.push_front((number, message));
+        self.held.put_back(number, message);
     }
 
     /// The peer is told that everything up to `number` is finished. It may have sent some of it again: that room is the
     /// peer's from now on.
     pub(super) fn acknowledge(&mut self, number: u64) {
         self.acked = number;
-        while self.held.front().is_some_and(|(held, _)| *held <= number) {
-            self.take_held();
+        while self.held.first().is_some_and(|held| held <= number) {
+            self.held.take();
         }
     }
 
     /// The peer is told of a reject. The same goes for that message.
     pub(super) fn tell(&mut self, number: u64) {
         self.told.insert(number);
-        if let Ok(index) = self.held.binary_search_by_key(&number, |(held, _)| *held)
-            && let Some((_, message)) = self.held.remove(index)
-        {
-            self.held_bytes -= self.frame_size(&message);
-        }
+        self.held.remove(number);
     }
 
     /// The peer has confirmed a reject: it sends that message no more.
@@ -186,7 +173,7 @@ impl Receiving {
 
     /// The number of the next message that is not begun: held, or still to be read.
     pub(crate) fn next_to_begin(&self) -> u64 {
-        self.held.front().map_or(self.next, |(first, _)| *first)
+        self.held.first().unwrap_or(self.next)
     }
 
     /// Bytes that the peer may have in flight.
@@ -196,17 +183,24 @@ impl Receiving {
     }
 
     /// Bytes of the frames that are held.
+    #[cfg(test)]
     pub(crate) fn held_bytes(&self) -> usize {
-        self.held_bytes
+        self.held.bytes()
+    }
+
+    /// Bytes of memory that these are accounted for.
+    pub(crate) fn held_memory(&self) -> usize {
+        self.held.memory()
+    }
+
+    /// Whether any message is held.
+    pub(crate) fn has_held(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// How many messages are held.
     pub(crate) fn held_messages(&self) -> u64 {
-        self.held.len() as u64
-    }
-
-    fn frame_size(&self, message: &Bytes) -> usize {
-        self.framing.prefix_width(message.len()) + message.len()
+        self.held.messages()
     }
 
     /// Whether this message is held, or still to be read.
@@ -308,6 +302,11 @@ impl Turn {
     #[inline]
     pub(crate) fn is_next(&self, number: u64) -> bool {
         self.ledger.is_next(number) && self.ledger.rejected.len() < self.rejects_left
+    }
+
+    /// Whether no handler was ever given this message.
+    pub(crate) fn is_first(&self, number: u64) -> bool {
+        number > self.ledger.highest()
     }
 
     /// A message was next, and the handler is done with it.

@@ -191,6 +191,15 @@ fn replies_behind_the_last_word_of_a_receiver_are_no_error_and_those_where_there
 }
 
 #[test]
+fn replies_that_wait_take_no_more_than_the_window_that_was_asked_for() {
+    let mut room = Dialled::greeting().sending.room_for_replies();
+    for number in 1..=10 {
+        room.push(number, &[0; 97]).expect("it was asked for 1,000 bytes");
+    }
+    assert_eq!(room.push(11, b""), Err(SessionError::WindowExceeded { held: 1_003, window: 1_000 }));
+}
+
+#[test]
 fn a_window_that_holds_no_message_is_refused() {
     let mut dialled = Dialled::greeting();
     let Control::Welcome(mut granted) = welcome(0, 0) else { unreachable!() };
@@ -366,14 +375,14 @@ fn a_sender_that_breaks_a_rule_is_found_out() {
     assert!(streams.control(&mut receiving, Control::Reject(1, rejection())).is_err());
     let skips = SessionError::SkipsBack { number: 1, next: 1 };
     assert_eq!(streams.control(&mut receiving, Control::Skip(1)), Err(skips));
-    let message = Bytes::from(vec![0; 97]);
+    let message = [0; 97];
     for _ in 0..2 {
         let number = receiving.number().unwrap();
-        receiving.hold(number, message.clone()).expect("the window is 200");
+        receiving.hold(number, &message).expect("the window is 200");
     }
     let number = receiving.number().unwrap();
     let exceeded = SessionError::WindowExceeded { held: 203, window: 200 };
-    assert_eq!(receiving.hold(number, Bytes::new()), Err(exceeded));
+    assert_eq!(receiving.hold(number, b""), Err(exceeded));
     streams.control(&mut receiving, Control::Goodbye).unwrap();
     assert!(receiving.number().is_err(), "no message follows GOODBYE");
     assert!(streams.control(&mut receiving, Control::Goodbye).is_err());
@@ -414,6 +423,56 @@ fn of_streams_without_a_connection_the_least_recently_used_beyond_a_bound_are_fo
     assert_eq!(visit(2, 1), [true, true, false]);
     assert_eq!(visit(1, 2), [true, true, false]);
     assert_eq!(visit(3, 1), [true, false, true], "the second was not used for longest");
+}
+
+/// A stream comes, has so many messages handled and one rejected with a text of so many bytes, and leaves.
+fn visit(streams: &mut Streams<u64>, id: u8, epoch: u64, handled: u64, text: usize) {
+    let hello = Hello { stream: StreamId([id; 16]), ..hello(epoch) };
+    let mut receiving = streams.open(&hello, None, &terms(), 0, Instant::now()).expect("it may").receiving;
+    let Begun::Turn(mut turn) = streams.begin(&receiving) else { panic!("nobody else has it") };
+    for _ in 0..handled {
+        let number = receiving.number().unwrap();
+        assert_eq!(turn.offer(number), Offer::Handle);
+        turn.finish(number);
+    }
+    if text > 0 {
+        let number = receiving.number().unwrap();
+        assert_eq!(turn.offer(number), Offer::Handle);
+        turn.reject(number, Rejection { code: 7, text: "x".repeat(text) });
+    }
+    streams.end(turn);
+    streams.close(&receiving);
+}
+
+#[test]
+fn streams_of_which_nothing_would_be_lost_are_forgotten_before_all_others() {
+    let mut streams = Streams::new(1, 10_000);
+    streams.remember(2);
+    visit(&mut streams, 1, 1, 1, 0);
+    for stranger in 10..20 {
+        visit(&mut streams, stranger, 1, 0, 0);
+    }
+    assert!(streams.knows(StreamId([1; 16])));
+    visit(&mut streams, 1, 2, 0, 0);
+    visit(&mut streams, 2, 1, 0, 1);
+    for stranger in 20..30 {
+        visit(&mut streams, stranger, 1, 0, 0);
+    }
+    let knows = |streams: &Streams<u64>| [1, 2, 3].map(|id| streams.knows(StreamId([id; 16])));
+    assert_eq!((knows(&streams), streams.take_forgotten()), ([true, true, false], 0));
+    visit(&mut streams, 3, 1, 1, 0);
+    assert_eq!((knows(&streams), streams.take_forgotten()), ([false, true, true], 1));
+}
+
+#[test]
+fn long_texts_of_rejects_are_forgotten_and_streams_without_them_stay() {
+    let mut streams = Streams::new(1, 10_000);
+    visit(&mut streams, 1, 1, 1, 0);
+    for id in 2..=4 {
+        visit(&mut streams, id, 1, 1, 6 << 20);
+    }
+    let knows = [1, 2, 3, 4].map(|id| streams.knows(StreamId([id; 16])));
+    assert_eq!((knows, streams.take_forgotten()), ([true, false, true, true], 1));
 }
 
 #[test]
@@ -511,7 +570,7 @@ fn a_repeat_takes_no_room_once_the_sender_knows_that_it_is_finished() {
     let mut newer = open(&mut streams, 2);
     let read = |newer: &mut Receiving| {
         let number = newer.number().unwrap();
-        newer.hold(number, Bytes::from_static(b"message")).unwrap();
+        newer.hold(number, b"message").unwrap();
         newer.held_bytes()
     };
     assert_eq!((read(&mut newer), read(&mut newer)), (10, 20));
@@ -545,7 +604,7 @@ fn a_repeat_that_is_held_when_its_message_is_rejected_makes_room() {
     let mut newer = open(&mut streams, 2);
     for _ in 0..2 {
         let number = newer.number().unwrap();
-        newer.hold(number, Bytes::from_static(b"message")).unwrap();
+        newer.hold(number, b"message").unwrap();
     }
     streams.report(older.key(), 2, Outcome::Refused(rejection()));
     streams.controls(&mut newer, Instant::now(), &mut Vec::new());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::super::flight::Untrue;
 use super::super::framing::Framing;
 use super::super::outbox::Outbox;
+use super::held::Held;
 use super::liveness::Liveness;
 use super::wire::{self, Control, Hello, Preface, Refuse, RefuseCode, StateId, StreamId, VERSION, Welcome};
 use super::{MOST_REJECTS, SessionError};
@@ -315,18 +316,24 @@ impl Sending {
         Ok(())
     }
 
-    /// A reply was read. Those behind the receiver's last word are taken for as long as this side has not ended its stream.
+    /// Room for replies that cannot be handled yet, on a connection that begins: as much as the receiver was told.
+    pub(crate) fn room_for_replies(&self) -> Held {
+        Held::new(self.ask.framing, self.ask.reply_window)
+    }
+
+    /// A reply was read: its number. Those behind the receiver's last word are taken for as long as this side has not ended
+    /// its stream.
     ///
     /// # Errors
     ///
     /// If there is no session yet, or it was refused.
-    pub(crate) fn reply(&mut self) -> Result<(), SessionError> {
+    pub(crate) fn reply(&mut self) -> Result<u64, SessionError> {
         let is_forgotten = self.phase == Phase::Over && self.said_goodbye;
         if self.phase != Phase::Open && !is_forgotten {
             return Err(SessionError::OutOfPlace { frame: "a message", when: "where there is no session" });
         }
         self.replies = self.replies.checked_add(1).ok_or(SessionError::NumbersExhausted)?;
-        Ok(())
+        Ok(self.replies)
     }
 
     /// The handler has taken so many more replies: the window is free of them.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes};
 use fastrand::Rng;
 
+use super::held::Held;
 use super::ledger::{Offer, Verdict};
 use super::receiving::{Key, Receiving, Turn};
 use super::sending::{Ask, Heard, Sending, StateLost};
@@ -102,8 +103,7 @@ struct Sender {
     settled: Vec<bool>,
     unresolved: BTreeSet<u64>,
     replies: u64,
-    replies_waiting: VecDeque<usize>,
-    reply_window: usize,
+    replies_waiting: Held,
     resumed_with: usize,
     /// What the receiver had on the connection at hand when it began.
     dispatched: u64,
@@ -428,6 +428,7 @@ impl World {
                     spool,
                     ask,
                     outbox,
+                    replies_waiting: sending.room_for_replies(),
                     sending,
                     framing,
                     inbox: Inbox::new(framing),
@@ -438,8 +439,6 @@ impl World {
                     settled: Vec::new(),
                     unresolved: BTreeSet::new(),
                     replies: 0,
-                    replies_waiting: VecDeque::new(),
-                    reply_window,
                     resumed_with: 0,
                     dispatched: 0,
                     window: 0,
@@ -587,7 +586,7 @@ impl World {
         sender.inbox = Inbox::new(sender.framing);
         sender.inbox.enter_session(sender.sending.framing(), 0);
         sender.replies = 0;
-        sender.replies_waiting.clear();
+        sender.replies_waiting = sender.sending.room_for_replies();
         sender.link = Some(self.links.len());
         let served = Served {
             stage: Stage::Preface,
@@ -616,7 +615,7 @@ impl World {
         }
         if sender.buffers.is_empty() {
             while !sender.replies_waiting.is_empty() && (*is_quiet || rng.bool()) {
-                sender.replies_waiting.pop_front();
+                sender.replies_waiting.take();
                 sender.sending.took_replies(1);
             }
             let mut controls = Vec::new();
@@ -664,12 +663,12 @@ impl World {
             match found {
                 None => {}
                 Some(Err(reply)) => {
-                    sender.sending.reply().expect("an honest peer");
+                    let number = sender.sending.reply().expect("an honest peer");
                     assert!(reply == payload(at, sender.replies, reply.len()), "another reply came than was sent");
                     sender.replies += 1;
-                    sender.replies_waiting.push_back(reply.len() + sender.framing.prefix_width(reply.len()));
-                    let waiting: usize = sender.replies_waiting.iter().sum();
-                    assert!(waiting <= sender.reply_window, "more replies came than there is room for");
+                    assert_eq!(number, sender.replies);
+                    let held = sender.replies_waiting.push(sender.replies, &reply);
+                    held.expect("no more replies come than there is room for");
                     self.seen.replies += 1;
                 }
                 Some(Ok(control)) => {
@@ -893,7 +892,7 @@ impl World {
                 },
                 Err(message) => {
                     let number = receiving.number().expect("an honest peer");
-                    receiving.hold(number, Bytes::from(message)).expect("an honest peer");
+                    receiving.hold(number, &message).expect("an honest peer");
                     if *is_quiet || rng.bool() {
                         self.begin_next(at);
                     }
@@ -938,7 +937,7 @@ impl World {
             match turn.offer(number) {
                 Offer::Repeat => {}
                 Offer::Wait => {
-                    receiving.put_back(number, message);
+                    receiving.put_back(number, &message);
                     break;
                 }
                 Offer::Handle => {
@@ -999,7 +998,7 @@ impl World {
                 && again
                 && !panics
             {
-                receiving.put_back(number, message);
+                receiving.put_back(number, &message);
             }
             if goes_on {
                 served.turn = Some((turn, None));
@@ -1022,7 +1021,7 @@ impl World {
                 && receiving.next_to_begin() > number
                 && rng.bool()
             {
-                receiving.put_back(number, message);
+                receiving.put_back(number, &message);
             }
             self.wake(woken);
         } else {

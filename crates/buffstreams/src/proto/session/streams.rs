@@ -1,7 +1,7 @@
 //! What a listener knows of every stream: one table, which belongs behind one lock.
 //!
 //! Connections come and go; what is known stays, by number and never by time, until the sender says goodbye or the stream
-//! is the least recently used of too many. Handlers run without the lock: a connection takes a [`Turn`], hands out
+//! is the least recently used of too many; those of which nothing would be lost go before all others. Handlers run without the lock: a connection takes a [`Turn`], hands out
 //! messages, and gives the turn back.
 //!
 //! Invariants: a stream has one turn at most, and none for a connection while the handler of another still has a message.
@@ -107,11 +107,10 @@ pub(crate) struct Streams<C> {
     lifetime: u64,
     known: u64,
     streams: HashMap<StreamId, Stream<C>>,
-    /// Streams without a connection, in the order in which they lost it.
-    detached: BTreeMap<u64, StreamId>,
-    detached_text: usize,
+    detached: Detached,
     most_detached: usize,
-    detachments: u64,
+    /// How many streams were forgotten of which something is lost by that.
+    forgotten: u64,
     /// Bytes that all messages which wait for their handlers may take.
     memory: usize,
     /// Connections that were not closed.
@@ -137,8 +136,24 @@ struct Stream<C> {
     leaving: bool,
     /// The lowest number that may still come.
     first: u64,
-    /// Its place among those without a connection; 0 if it never was there.
-    detachment: u64,
+    /// Its place among those without a connection.
+    place: Place,
+}
+
+/// Where a stream without a connection stands among those that are to be forgotten: first those of which nothing would be
+/// lost, then in the order in which they lost their connection.
+type Place = (bool, u64);
+
+/// Streams without a connection.
+#[derive(Debug, Default)]
+struct Detached {
+    places: BTreeMap<Place, StreamId>,
+    /// Those of them that have rejects with a text, in the order in which they lost their connection.
+    with_text: BTreeMap<u64, StreamId>,
+    /// Bytes of these texts.
+    text: usize,
+    /// How many there ever were.
+    count: u64,
 }
 
 #[derive(Debug)]
@@ -155,10 +170,9 @@ impl<C: Clone> Streams<C> {
             lifetime,
             known: 0,
             streams: HashMap::new(),
-            detached: BTreeMap::new(),
-            detached_text: 0,
+            detached: Detached::default(),
             most_detached: MOST_DETACHED,
-            detachments: 1,
+            forgotten: 0,
             memory,
             open: 0,
         }
@@ -268,7 +282,7 @@ impl<C: Clone> Streams<C> {
 
     /// Finds the stream, or makes it, and gives it to a new epoch.
     fn attach(&mut self, hello: &Hello, stored: Option<u64>) -> &mut Stream<C> {
-        let Streams { lifetime, known, streams, detached, detached_text, .. } = self;
+        let Streams { lifetime, known, streams, detached, .. } = self;
         let stream = streams.entry(hello.stream).or_insert_with(|| {
             *known += 1;
             let mut state = [0; 16];
@@ -286,11 +300,11 @@ impl<C: Clone> Streams<C> {
                 rejects: BTreeMap::new(),
                 leaving: false,
                 first: 1,
-                detachment: 0,
+                place: Place::default(),
             }
         });
-        if stream.connections == 0 && detached.remove(&stream.detachment).is_some() {
-            *detached_text -= stream.text();
+        if stream.connections == 0 {
+            detached.remove(stream.place, stream.text());
         }
         stream.connections += 1;
         stream.epoch = hello.epoch;
@@ -470,15 +484,47 @@ impl<C: Clone> Streams<C> {
             self.streams.remove(&id);
             return;
         }
-        stream.detachment = self.detachments;
-        self.detached_text += stream.text();
-        self.detached.insert(self.detachments, id);
-        self.detachments += 1;
-        while self.detached.len() > self.most_detached || self.detached_text > MOST_DETACHED_TEXT {
-            let Some((_, oldest)) = self.detached.pop_first() else { return };
-            if let Some(forgotten) = self.streams.remove(&oldest) {
-                self.detached_text -= forgotten.text();
-            }
+        stream.place = self.detached.insert(id, stream.is_of_use(), stream.text());
+        while let Some(id) = self.detached.one_too_many(self.most_detached)
+            && let Some(stream) = self.streams.remove(&id)
+        {
+            self.detached.remove(stream.place, stream.text());
+            self.forgotten += u64::from(stream.is_of_use());
+        }
+    }
+
+    /// How many streams were forgotten, since this was last asked, though something is lost by that.
+    pub(crate) fn take_forgotten(&mut self) -> u64 {
+        std::mem::take(&mut self.forgotten)
+    }
+}
+
+impl Detached {
+    fn insert(&mut self, stream: StreamId, is_of_use: bool, text: usize) -> Place {
+        self.count += 1;
+        let place = (is_of_use, self.count);
+        self.places.insert(place, stream);
+        if text > 0 {
+            self.text += text;
+            self.with_text.insert(self.count, stream);
+        }
+        place
+    }
+
+    fn remove(&mut self, place: Place, text: usize) {
+        if self.places.remove(&place).is_some() && self.with_text.remove(&place.1).is_some() {
+            self.text -= text;
+        }
+    }
+
+    /// Which stream is to be forgotten, if one is.
+    fn one_too_many(&self, most: usize) -> Option<StreamId> {
+        if self.places.len() > most {
+            self.places.values().next().copied()
+        } else if self.text > MOST_DETACHED_TEXT {
+            self.with_text.values().next().copied()
+        } else {
+            None
         }
     }
 }
@@ -501,6 +547,12 @@ impl<C: Clone> Stream<C> {
     /// The stream's connection, if it is another one.
     fn other(&self, epoch: u64) -> Option<C> {
         self.attached.clone().filter(|_| self.epoch != epoch)
+    }
+
+    /// Whether anything would be lost if it were forgotten: all else its sender says again.
+    fn is_of_use(&self) -> bool {
+        let Some(ledger) = &self.ledger else { return true };
+        ledger.highest() >= self.first || ledger.open() > 0 || !self.rejects.is_empty()
     }
 
     fn text(&self) -> usize {
