@@ -47,6 +47,8 @@ impl<H: Handler> Socket<H> {
             let ended = self.reader.poll(cx, &mut self.io, outbox);
             self.reader.say();
             if let Poll::Ready(ended) = ended {
+                // A last word to the peer about an error may have taken along what waited.
+                self.writer.settle(&mut self.io, outbox);
                 return Poll::Ready(ended);
             }
             let congested = outbox.is_congested();

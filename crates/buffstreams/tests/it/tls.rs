@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use crate::support::{Echo, PATIENCE, Recorder, closed, connect, in_time, until};
 
 /// A folder with an authority, which issues certificates into it.
-struct Authority {
+pub(crate) struct Authority {
     folder: TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -64,12 +64,12 @@ impl Authority {
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
 
-    fn server(&self, name: &str) -> TlsServer {
+    pub(crate) fn server(&self, name: &str) -> TlsServer {
         TlsServer::from_pem_files(self.path(&format!("{name}.pem")), self.path(&format!("{name}.key"))).unwrap()
     }
 
     /// Believes this authority.
-    fn client(&self) -> TlsClient {
+    pub(crate) fn client(&self) -> TlsClient {
         TlsClient::with_ca_file(self.path("ca.pem")).unwrap()
     }
 
@@ -79,7 +79,7 @@ impl Authority {
 }
 
 /// An authority that has issued a certificate for this machine.
-fn authority() -> Authority {
+pub(crate) fn authority() -> Authority {
     let authority = Authority::new("Authority of the tests");
     authority.issue("server", &["localhost", "127.0.0.1"]);
     authority
