@@ -7,12 +7,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-
 use crate::door::{Crowd, FromOne, Full};
 use crate::handler::Ended;
 use crate::shared_outbox::{Phase, SharedOutbox};
-use crate::socket::drain;
+use crate::socket::part;
 use crate::transport::{PeerAddress, TlsServer, Transport};
 
 /// One address may have so large a part of the handshakes under way: then it takes as many to keep others out.
@@ -73,9 +71,7 @@ impl Handshake {
             },
         };
         // Closed with something unread, the socket would take the alert back that tells the peer why.
-        if io.shutdown().await.is_ok() {
-            drain(&mut io).await;
-        }
+        part(&mut io, outbox, true).await;
         Err(Ended::Handshake(why))
     }
 }
