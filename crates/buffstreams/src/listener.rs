@@ -163,6 +163,10 @@ impl ListenerBuilder {
 
     /// How many TLS handshakes may be under way at a time, and a quarter as many with one address that is not of this
     /// machine; who comes beyond that is closed at once. Default 256.
+    ///
+    /// Who comes when all places are taken, and has fewer of them than another address, gets the place of that one's oldest
+    /// handshake, which counts as failed. So silent strangers keep others out only if they come from about as many addresses
+    /// as there are places; an IPv6 address counts as its /64 here, too.
     #[cfg(feature = "__tls")]
     pub fn max_handshakes(mut self, most: usize) -> Self {
         self.max_handshakes = most;

@@ -498,6 +498,27 @@ async fn handshakes_beyond_the_limit_are_refused_and_those_under_way_count_as_co
 }
 
 #[tokio::test]
+async fn strangers_who_have_all_handshakes_under_way_give_one_up_to_somebody_else() {
+    let authority = authority();
+    let builder = Listener::builder().max_handshakes(2).handshake_deadline(2 * PATIENCE);
+    let server = serve_with(builder, authority.server("server"), Recorder::default()).await;
+    let mut strangers = Vec::new();
+    for count in 1..=2 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        strangers.push(socket.connect(server.local_address().to_string().parse().unwrap()).await.unwrap());
+        until("it is there", || server.stats().open == count).await;
+    }
+    let builder = Connection::builder().tls(authority.client());
+    let connection = in_time("dialling", builder.dial(server.local_address())).await.unwrap();
+    closed(&mut strangers[0]).await;
+    until("the oldest is gone", || server.stats().open == 2).await;
+    let stats = server.stats();
+    assert_eq!((stats.refused, stats.broken, stats.broken_handshake), (0, 1, 1));
+    in_time("closing", connection.close(PATIENCE)).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_shutdown_does_not_wait_for_handshakes() {
     let authority = authority();
     let builder = Listener::builder().handshake_deadline(2 * PATIENCE);
