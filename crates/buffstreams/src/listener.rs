@@ -53,6 +53,7 @@ pub enum OnHandlerError {
 ///
 #[doc = include_str!("../limits.md")]
 #[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it is told to bind or to serve"]
 pub struct ListenerBuilder {
     prefix: Prefix,
     max_message_size: usize,
@@ -356,6 +357,7 @@ impl ListenerBuilder {
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
+#[must_use = "a listener does nothing until it is served"]
 pub struct Listener {
     acceptor: Acceptor,
     address: Address,
@@ -542,6 +544,7 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 /// A listener that is being served in the background.
 ///
 /// Dropping it shuts it down in the background, with a deadline of 5 s.
+#[must_use = "a server that is dropped shuts down: keep it, or wait until it has `stopped`"]
 pub struct Server {
     address: Address,
     stopper: Stopper,
