@@ -47,6 +47,7 @@ where
 }
 
 /// See [`async_handler`].
+#[must_use = "a service does nothing until a listener or a connection is given it"]
 pub struct AsyncService<F> {
     work: Arc<F>,
     concurrency: usize,

@@ -365,6 +365,7 @@ impl Iterator for Messages {
 
 /// A bound socket. Connections wait in the kernel until it is served.
 #[derive(Debug)]
+#[must_use = "a listener does nothing until it is served"]
 pub struct Listener {
     listener: crate::Listener,
 }
@@ -425,6 +426,7 @@ impl Listener {
 ///
 /// Dropping it shuts it down in the background, with a deadline of 5 s.
 #[derive(Debug)]
+#[must_use = "a server that is dropped shuts down: keep it, or shut it down"]
 pub struct Server {
     server: crate::Server,
 }

@@ -40,6 +40,7 @@ where
 }
 
 /// See [`blocking_handler`].
+#[must_use = "a service does nothing until a listener or a connection is given it"]
 pub struct BlockingService<F> {
     work: Arc<F>,
     concurrency: usize,

@@ -52,6 +52,7 @@ pub enum Delivery {
 }
 
 /// How to dial. Made by [`Connection::builder`].
+#[must_use = "a builder does nothing until it is told to dial"]
 pub struct ConnectionBuilder<S = Discard> {
     service: Arc<S>,
     settings: Settings,

@@ -284,7 +284,7 @@ impl<S: Service> Dialer<S> {
             _ => Parted::Lost { was_of_use: is_of_use },
         };
         while leaving.try_join_next().is_some() {}
-        leaving.spawn(socket.leave(ended).in_current_span());
+        leaving.spawn(socket.leave(ended, Arc::clone(&self.outbox)).in_current_span());
         parted
     }
 

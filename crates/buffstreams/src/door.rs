@@ -40,7 +40,7 @@ struct Inside {
 
 /// What counts as one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Origin {
+pub(crate) enum Origin {
     V4(Ipv4Addr),
     V6([u8; 8]),
 }
@@ -106,11 +106,19 @@ impl Crowd {
         let PeerAddress::Tcp(address) = peer else { return None };
         let FromOne { most, counts_loopback } = self.from_one;
         let is_counted = counts_loopback || !address.ip().is_loopback();
-        most.filter(|_| is_counted).map(|most| (Origin::of(address.ip()), most))
+        Origin::of_peer(peer).zip(most.filter(|_| is_counted))
     }
 }
 
 impl Origin {
+    /// `None` for peers without an address.
+    pub(crate) fn of_peer(peer: &PeerAddress) -> Option<Origin> {
+        match peer {
+            PeerAddress::Tcp(address) => Some(Origin::of(address.ip())),
+            PeerAddress::Unix | PeerAddress::Io => None,
+        }
+    }
+
     fn of(address: IpAddr) -> Origin {
         match address.to_canonical() {
             IpAddr::V4(address) => Origin::V4(address),

@@ -393,6 +393,7 @@ where
 
 /// See [`per_connection`].
 #[derive(Clone, Copy)]
+#[must_use = "a service does nothing until a listener or a connection is given it"]
 pub struct PerConnection<M>(M);
 
 impl<M> fmt::Debug for PerConnection<M> {

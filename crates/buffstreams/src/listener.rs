@@ -53,6 +53,7 @@ pub enum OnHandlerError {
 ///
 #[doc = include_str!("../limits.md")]
 #[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it is told to bind or to serve"]
 pub struct ListenerBuilder {
     prefix: Prefix,
     max_message_size: usize,
@@ -163,6 +164,10 @@ impl ListenerBuilder {
 
     /// How many TLS handshakes may be under way at a time, and a quarter as many with one address that is not of this
     /// machine; who comes beyond that is closed at once. Default 256.
+    ///
+    /// Who comes when all places are taken, and has fewer of them than another address, gets the place of that one's oldest
+    /// handshake, which counts as failed. So silent strangers keep others out only if they come from about as many addresses
+    /// as there are places; an IPv6 address counts as its /64 here, too.
     #[cfg(feature = "__tls")]
     pub fn max_handshakes(mut self, most: usize) -> Self {
         self.max_handshakes = most;
@@ -352,6 +357,7 @@ impl ListenerBuilder {
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
+#[must_use = "a listener does nothing until it is served"]
 pub struct Listener {
     acceptor: Acceptor,
     address: Address,
@@ -538,6 +544,7 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 /// A listener that is being served in the background.
 ///
 /// Dropping it shuts it down in the background, with a deadline of 5 s.
+#[must_use = "a server that is dropped shuts down: keep it, or wait until it has `stopped`"]
 pub struct Server {
     address: Address,
     stopper: Stopper,

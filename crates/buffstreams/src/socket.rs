@@ -16,8 +16,8 @@ use crate::shared_outbox::{Phase, SharedOutbox};
 use crate::transport::Transport;
 use crate::writer::Writer;
 
-/// How long a peer may take to end its stream after this side has ended its own.
-pub(crate) const LINGER: Duration = Duration::from_secs(1);
+/// How long taking leave may take: ending this side's stream, and waiting for the peer to end its own.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// How often reader and writer may take turns, each making work for the other, before other connections get theirs.
 const TURNS: usize = 2;
@@ -47,6 +47,8 @@ impl<H: Handler> Socket<H> {
             let ended = self.reader.poll(cx, &mut self.io, outbox);
             self.reader.say();
             if let Poll::Ready(ended) = ended {
+                // A last word to the peer about an error may have taken along what waited.
+                self.writer.settle(&mut self.io, outbox);
                 return Poll::Ready(ended);
             }
             let congested = outbox.is_congested();
@@ -111,12 +113,12 @@ impl<H: Handler> Socket<H> {
         self.reader.unhandled()
     }
 
-    /// The socket is lost, or another is wanted: closes it, and waits for work that the handler has begun. Nothing is
-    /// written any more: it would count as settled and never arrive.
-    pub(crate) async fn leave(self, why: Ended) {
+    /// The socket is lost, or another is wanted: closes it, and waits for work that the handler has begun. No message is
+    /// written any more: it is sent again on another socket.
+    pub(crate) async fn leave(self, why: Ended, outbox: Arc<SharedOutbox>) {
         let Socket { mut io, mut reader, writer } = self;
-        if matches!(why, Ended::Reopened) && writer.has_written() && io.shutdown().await.is_ok() {
-            drain(&mut io).await;
+        if matches!(why, Ended::Reopened) && writer.has_written() {
+            part(&mut io, &outbox, true).await;
         }
         drop((io, writer));
         if !matches!(why, Ended::HandlerPanicked) {
@@ -132,11 +134,14 @@ impl<H: Handler> Socket<H> {
 
     /// Ends this side's stream, and goes on handling what comes until the peer has ended its own, or a second passes.
     pub(crate) async fn end_output(&mut self, outbox: &Arc<SharedOutbox>) -> Ended {
-        if let Err(error) = self.io.shutdown().await {
-            return Ended::Io(error);
-        }
-        let wait = poll_fn(|cx| self.reader.poll(cx, &mut self.io, outbox));
-        tokio::time::timeout(LINGER, wait).await.unwrap_or(Ended::ShutDown)
+        let Socket { io, reader, .. } = self;
+        let leave = async {
+            if let Err(error) = io.shutdown().await {
+                return Ended::Io(error);
+            }
+            poll_fn(|cx| reader.poll(cx, io, outbox)).await
+        };
+        briefly(outbox, leave).await.unwrap_or(Ended::ShutDown)
     }
 }
 
@@ -169,27 +174,78 @@ impl Output {
         .await
     }
 
-    /// Ends this side's stream. If anything was written, what the peer still sends is read and thrown away until it
-    /// ends too, or a second passes: closing with unread bytes would make the kernel reset the connection, and destroy
-    /// what was just written.
-    pub(crate) async fn end(mut self, outbox: &Arc<SharedOutbox>) {
-        if self.io.shutdown().await.is_err() || !self.writer.has_written() {
-            return;
-        }
-        let cut = poll_fn(|cx| match outbox.poll_phase(cx) {
-            Phase::Cut => Poll::Ready(()),
-            _ => Poll::Pending,
-        });
-        tokio::select! {
-            () = drain(&mut self.io) => {}
-            () = cut => {}
-        }
+    /// Takes leave of the peer.
+    pub(crate) async fn end(mut self, outbox: &SharedOutbox) {
+        let has_written = self.writer.has_written();
+        part(&mut self.io, outbox, has_written).await;
     }
 }
 
-/// Reads and throws away what the peer still sends, until it ends its stream or a second passes.
-pub(crate) async fn drain(io: &mut Transport) {
-    let mut waste = vec![0; 4096];
-    let read = async { while io.read(&mut waste).await.is_ok_and(|read| read > 0) {} };
-    let _ = tokio::time::timeout(LINGER, read).await;
+/// Ends this side's stream. If anything `was_written`, what the peer still sends is read and thrown away until it ends too:
+/// closing with unread bytes would make the kernel reset the connection, and destroy what was just written.
+pub(crate) async fn part(io: &mut Transport, outbox: &SharedOutbox, was_written: bool) {
+    let leave = async {
+        if io.shutdown().await.is_err() || !was_written {
+            return;
+        }
+        let mut waste = vec![0; 4096];
+        while io.read(&mut waste).await.is_ok_and(|read| read > 0) {}
+    };
+    briefly(outbox, leave).await;
+}
+
+/// Takes leave, if that takes no longer than a second, and until the connection is cut: a peer that reads nothing must not
+/// keep this side, and even the end of a stream may have to wait until there is room for it.
+async fn briefly<T>(outbox: &SharedOutbox, leave: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        left = tokio::time::timeout(LINGER, leave) => left.ok(),
+        () = outbox.cut() => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use tokio::io::AsyncWrite;
+
+    use super::*;
+    use crate::proto::framing::{Framing, Prefix};
+    use crate::shared_outbox::Overflow;
+
+    /// Has no room for the end of the stream.
+    struct Full;
+
+    impl AsyncWrite for Full {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_cannot_be_ended_is_left_after_a_second_and_at_once_if_it_is_cut() {
+        for cut_after in [LINGER / 10, 5 * LINGER] {
+            let outbox = SharedOutbox::new(Framing::new(Prefix::U8), 1024, Overflow::Wait, None);
+            let mut io = Transport::Io(Box::new(tokio::io::join(tokio::io::empty(), Full)));
+            let leave = async {
+                let begun = tokio::time::Instant::now();
+                part(&mut io, &outbox, true).await;
+                begun.elapsed()
+            };
+            let cut = async {
+                tokio::time::sleep(cut_after).await;
+                outbox.advance_phase(Phase::Cut);
+            };
+            let (took, ()) = tokio::join!(leave, cut);
+            assert!(took < 2 * cut_after.min(LINGER), "{took:?}");
+        }
+    }
 }

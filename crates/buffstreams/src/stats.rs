@@ -199,7 +199,7 @@ counters! {
     /// Connections that ended otherwise than by the peer's end of stream or by this side closing, for any of the reasons that
     /// follow, or with replies that failed.
     broken,
-    /// Their TLS handshake failed.
+    /// Their TLS handshake failed, or its place went to somebody whose address had fewer under way.
     broken_handshake,
     /// A handshake, of TLS or of a session, was not over [in time](crate::ListenerBuilder::handshake_deadline).
     broken_handshake_deadline,

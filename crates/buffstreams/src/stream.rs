@@ -104,6 +104,7 @@ impl Finished {
 
 /// See [`messages`].
 #[derive(Clone)]
+#[must_use = "a service does nothing until a listener or a connection is given it"]
 pub struct MessagesService {
     batches: mpsc::Sender<Parcel>,
 }

@@ -1,7 +1,7 @@
 //! An open socket, outward: Outbox, write loop.
 //!
-//! The only code that writes to a socket. What the Outbox hands out is written whole and in order; only when the
-//! stream has flushed it, does the Outbox hear of it.
+//! The only code that writes to a socket. What the Outbox hands out is written whole and in order; the Outbox hears of it
+//! once it is out of this program's hands, and at once then: if the socket is lost later, that must not be sent again.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -15,6 +15,7 @@ use tokio::io::AsyncWrite;
 use tokio::time::{Instant, Sleep};
 
 use crate::shared_outbox::SharedOutbox;
+use crate::transport::Transport;
 
 /// About how many bytes one write offers to the kernel. Larger writes take fewer system calls, but what is encoded for more
 /// than this no longer lies in a core's cache when it is written. Of 256 KiB to 4 MiB this was the best in `crates/compare`.
@@ -43,12 +44,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Writes until there is nothing to write, or no room for it. Ready only with an error.
-    pub(crate) fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        io: &mut (impl AsyncWrite + Unpin),
-        outbox: &SharedOutbox,
-    ) -> Poll<io::Error> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, io: &mut Transport, outbox: &SharedOutbox) -> Poll<io::Error> {
         if let Some(error) = ready!(self.poll_flush(cx, io, outbox)) {
             return Poll::Ready(error);
         }
@@ -70,23 +66,42 @@ impl Writer {
         Poll::Pending
     }
 
-    /// Passes on what the stream took, and tells the Outbox. `Some` is an error.
+    /// Passes on what the stream took, and tells the Outbox of what has gone. `Some` is an error.
     fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
-        io: &mut (impl AsyncWrite + Unpin),
+        io: &mut Transport,
         outbox: &SharedOutbox,
     ) -> Poll<Option<io::Error>> {
-        if self.unflushed > 0 {
-            if let Err(error) = ready!(Pin::new(io).poll_flush(cx)) {
-                return Poll::Ready(Some(error));
-            }
-            outbox.wrote(std::mem::take(&mut self.unflushed), MOST, &mut self.buffers);
+        if self.unflushed == 0 {
+            return Poll::Ready(None);
         }
-        Poll::Ready(None)
+        match Pin::new(&mut *io).poll_flush(cx) {
+            Poll::Ready(Ok(())) => {
+                outbox.wrote(std::mem::take(&mut self.unflushed), MOST, &mut self.buffers);
+                Poll::Ready(None)
+            }
+            unfinished => {
+                self.settle(io, outbox);
+                unfinished.map(Result::err)
+            }
+        }
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, io: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<usize>> {
+    /// Tells the Outbox what has gone although not all was passed on.
+    pub(crate) fn settle(&mut self, io: &mut Transport, outbox: &SharedOutbox) {
+        if self.unflushed == 0 {
+            return;
+        }
+        let held = io.held().min(self.unflushed);
+        let gone = self.unflushed - held;
+        if gone > 0 {
+            self.unflushed = held;
+            outbox.wrote(gone, MOST, &mut self.buffers);
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, io: &mut Transport) -> Poll<io::Result<usize>> {
         let io = Pin::new(io);
         if self.buffers.len() == 1 {
             return io.poll_write(cx, &self.buffers[0]);
@@ -177,7 +192,8 @@ mod tests {
             sender.try_send(b"").expect("there is room");
         }
         let mut writer = Writer::default();
-        let polled = writer.poll(&mut Context::from_waker(std::task::Waker::noop()), &mut ByteByByte, &outbox);
+        let mut io = Transport::Io(Box::new(tokio::io::join(tokio::io::empty(), ByteByByte)));
+        let polled = writer.poll(&mut Context::from_waker(std::task::Waker::noop()), &mut io, &outbox);
         assert!(polled.is_pending());
         outbox.rewind();
         assert_eq!(outbox.settled(), WRITES_PER_TURN as u64, "none of them may be sent again");

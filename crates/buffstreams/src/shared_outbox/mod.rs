@@ -543,6 +543,16 @@ impl SharedOutbox {
         }
     }
 
+    /// Waits until nothing more is waited for.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn cut(&self) {
+        let mut phase = self.lock().phase;
+        while phase != Phase::Cut {
+            phase = self.phase_after(phase).await;
+        }
+    }
+
     /// Begins to close, unless that was done before with a deadline of its own.
     pub(crate) fn close_by(&self, until: Instant) {
         let phase = self.lock().phase;

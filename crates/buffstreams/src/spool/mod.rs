@@ -31,6 +31,7 @@ const RECORD_COST: u64 = 256;
 
 /// How to open a spool. Made by [`Spool::builder`].
 #[derive(Clone, Copy, Debug)]
+#[must_use = "a builder does nothing until it is told to open"]
 pub struct SpoolBuilder {
     max_bytes: u64,
 }

@@ -231,6 +231,19 @@ impl Transport {
         }
     }
 
+    /// How many of the last bytes that it took may still be here: neither with the kernel nor on their way there without
+    /// anybody's doing. Of a stream that was brought nobody knows before it is flushed.
+    pub(crate) fn held(&mut self) -> usize {
+        match self {
+            Transport::Tcp(_) => 0,
+            #[cfg(unix)]
+            Transport::Unix(_) => 0,
+            Transport::Io(_) => usize::MAX,
+            #[cfg(feature = "__tls")]
+            Transport::Tls(stream) => stream.held(),
+        }
+    }
+
     /// Connects to one place.
     pub(crate) async fn connect(place: &Place, liveness: Liveness) -> io::Result<(Transport, PeerAddress)> {
         match place {

@@ -99,6 +99,7 @@ where
 }
 
 /// The handler of [`per_connection`].
+#[must_use = "a service does nothing until a listener or a connection is given it"]
 pub struct Decoded<M, W> {
     work: W,
     message: PhantomData<fn(M)>,

@@ -12,10 +12,12 @@ use buffstreams::{
 use futures_util::{FutureExt, SinkExt, StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::support::{
     APART, Echo, PATIENCE, Recorder, amount, bind_again, closed, frames, in_time, read_messages, until,
 };
+use crate::tls::authority;
 
 /// Attempts follow each other quickly, so that tests do.
 const QUICK: Backoff = Backoff { min: Duration::from_millis(1), max: Duration::from_millis(20) };
@@ -1152,4 +1154,101 @@ async fn wherever_sockets_break_messages_arrive_whole_in_order_and_none_twice() 
     assert!(numbers.is_sorted_by(|one, next| one < next), "in order, and none twice");
     println!("figures: {} of {MESSAGES} arrived over {sockets} sockets", numbers.len());
     assert!(sockets > resets / 10);
+}
+
+/// What a way does that has stopped passing on.
+enum Step {
+    /// Ends the stream towards the sender.
+    HangUp,
+    /// Passes on all that was under way, and takes the next socket when the server has finished with this one.
+    PassOn,
+}
+
+/// A way to a server for one socket after the other. Each stops after some bytes, until it is told what to do; the last passes
+/// everything.
+fn way_with_stops(to: &Server, stops: usize, mut steps: mpsc::Receiver<Step>) -> String {
+    let nobody = Nobody::new();
+    // So that soon there is no room on it.
+    nobody.0.set_recv_buffer_size(4_096).unwrap();
+    let (address, listener, to) = (nobody.address(), nobody.listen(), to.local_address().to_string());
+    tokio::spawn(async move {
+        for count in 0.. {
+            let (from_sender, mut to_sender) = accept(&listener).await.into_split();
+            let (mut from_server, mut to_server) = TcpStream::connect(&to).await.unwrap().into_split();
+            let (hang_up, hung_up) = oneshot::channel();
+            let there = async {
+                let mut begin = from_sender.take(if count < stops { 10_000 * count as u64 + 5_000 } else { u64::MAX });
+                tokio::io::copy(&mut begin, &mut to_server).await.unwrap();
+                if count < stops {
+                    if let Some(Step::HangUp) = steps.recv().await {
+                        hang_up.send(()).unwrap();
+                        steps.recv().await;
+                    }
+                    tokio::io::copy(begin.get_mut(), &mut to_server).await.unwrap();
+                }
+                to_server.shutdown().await.unwrap();
+            };
+            let back = async {
+                tokio::select! {
+                    _ = tokio::io::copy(&mut from_server, &mut to_sender) => {}
+                    Ok(()) = hung_up => {}
+                }
+                let _ = to_sender.shutdown().await;
+                let _ = tokio::io::copy(&mut from_server, &mut tokio::io::sink()).await;
+            };
+            tokio::join!(there, back);
+        }
+    });
+    address
+}
+
+/// Leaves sockets while there is no room on them, by a loss and by choice in turn. Nothing is destroyed on the way, so what
+/// the kernel has taken arrives, and the rest comes over the next socket.
+async fn leave_full_sockets(listener: ListenerBuilder, builder: ConnectionBuilder) {
+    const STOPS: usize = 10;
+    let record = Recorder::default();
+    let server = listener.bind("127.0.0.1:0").await.unwrap().spawn(record.clone());
+    let (step, steps) = mpsc::channel(1);
+    let address = way_with_stops(&server, STOPS, steps);
+    // More than TLS encrypts at a time.
+    let connection = in_time("dialling", builder.memory(200_000).dial(&address)).await.unwrap();
+    let mut count = 0;
+    for stop in 0..STOPS {
+        until("another socket", || connection.stats().connected == stop as u64 + 1).await;
+        let mut settled = None;
+        // Until nothing has gone for a moment.
+        while settled != Some(connection.stats().settled) {
+            settled = Some(connection.stats().settled);
+            while connection.try_send(&[count as u8; 1_000]).is_ok() {
+                count += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        match stop % 2 {
+            0 => connection.reopen(),
+            _ => step.send(Step::HangUp).await.unwrap(),
+        }
+        // Without TLS there is another at once: that waits in the kernel.
+        let has_another = || connection.stats().connected > stop as u64 + 1;
+        until("the socket is left", || has_another() || connection.state() != State::Connected).await;
+        step.send(Step::PassOn).await.unwrap();
+    }
+    let stats = in_time("closing", connection.close(PATIENCE)).await.unwrap();
+    assert_eq!((stats.settled, stats.failed), (count, 0));
+    in_time("the shutdown", server.shutdown(PATIENCE)).await;
+    let messages = record.messages();
+    assert_eq!(messages.len() as u64, count, "none is lost, and none comes twice");
+    assert!(messages.iter().zip(0..count).all(|(message, number)| *message == [number as u8; 1_000]), "in order");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_had_taken_of_a_socket_that_is_left_arrives_once() {
+    leave_full_sockets(Listener::builder(), builder()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_had_taken_of_a_socket_that_is_left_arrives_once_over_tls_too() {
+    let authority = authority();
+    let listener = Listener::builder().tls(authority.server("server"));
+    leave_full_sockets(listener, builder().tls(authority.client())).await;
 }

@@ -1,15 +1,17 @@
 //! Beginnings and ends: binding, shutting down, ports and socket files, runtimes of one thread.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use buffstreams::{
-    Address, Backoff, Bytes, Connection, Delivery, ErrorKind, Framing, Handler, HandlerResult, Listener, Message, Peer,
-    PeerAddress, async_handler, blocking_handler, messages, per_connection,
+    Address, Backoff, Bytes, Connection, Delivery, Ended, ErrorKind, Framing, Handler, HandlerResult, Listener,
+    Message, Peer, PeerAddress, async_handler, blocking_handler, messages, per_connection,
 };
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Semaphore;
 
 use crate::by_hand::{PREFACE, WELCOME, hear, hello, message};
@@ -508,4 +510,36 @@ async fn connections_that_wait_to_be_accepted_when_a_shutdown_begins_are_refused
     assert_eq!((received.connected + received.refused_stopping, received.refused), (5, received.refused_stopping));
     assert!(received.refused_stopping > 0);
     drop(waiting);
+}
+
+/// A stream of whom nobody ever makes room for the end.
+struct NeverEnds(tokio::io::DuplexStream);
+
+impl AsyncRead for NeverEnds {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for NeverEnds {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_let_the_stream_end_does_not_keep_its_connection() {
+    let (here, mut there) = tokio::io::duplex(4096);
+    let serving = Listener::builder().serve_io(NeverEnds(here), |_: &[u8]| Ok(()));
+    there.shutdown().await.unwrap();
+    let ended = in_time("the end", serving).await.unwrap();
+    assert!(matches!(ended, Ended::EndOfStream), "{ended}");
 }

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use crate::support::{Echo, PATIENCE, Recorder, closed, connect, in_time, until};
 
 /// A folder with an authority, which issues certificates into it.
-struct Authority {
+pub(crate) struct Authority {
     folder: TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -64,12 +64,12 @@ impl Authority {
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
 
-    fn server(&self, name: &str) -> TlsServer {
+    pub(crate) fn server(&self, name: &str) -> TlsServer {
         TlsServer::from_pem_files(self.path(&format!("{name}.pem")), self.path(&format!("{name}.key"))).unwrap()
     }
 
     /// Believes this authority.
-    fn client(&self) -> TlsClient {
+    pub(crate) fn client(&self) -> TlsClient {
         TlsClient::with_ca_file(self.path("ca.pem")).unwrap()
     }
 
@@ -79,7 +79,7 @@ impl Authority {
 }
 
 /// An authority that has issued a certificate for this machine.
-fn authority() -> Authority {
+pub(crate) fn authority() -> Authority {
     let authority = Authority::new("Authority of the tests");
     authority.issue("server", &["localhost", "127.0.0.1"]);
     authority
@@ -523,6 +523,27 @@ async fn handshakes_beyond_the_limit_are_refused_and_those_under_way_count_as_co
         in_time("closing", connection.close(PATIENCE)).await.unwrap();
         assert_eq!(server.stats().broken_handshake, 2);
     }
+}
+
+#[tokio::test]
+async fn strangers_who_have_all_handshakes_under_way_give_one_up_to_somebody_else() {
+    let authority = authority();
+    let builder = Listener::builder().max_handshakes(2).handshake_deadline(2 * PATIENCE);
+    let server = serve_with(builder, authority.server("server"), Recorder::default()).await;
+    let mut strangers = Vec::new();
+    for count in 1..=2 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        strangers.push(socket.connect(server.local_address().to_string().parse().unwrap()).await.unwrap());
+        until("it is there", || server.stats().open == count).await;
+    }
+    let builder = Connection::builder().tls(authority.client());
+    let connection = in_time("dialling", builder.dial(server.local_address())).await.unwrap();
+    closed(&mut strangers[0]).await;
+    until("the oldest is gone", || server.stats().open == 2).await;
+    let stats = server.stats();
+    assert_eq!((stats.refused, stats.broken, stats.broken_handshake), (0, 1, 1));
+    in_time("closing", connection.close(PATIENCE)).await.unwrap();
 }
 
 #[tokio::test]

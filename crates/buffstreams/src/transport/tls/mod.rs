@@ -6,24 +6,22 @@
 mod client;
 mod refusal;
 mod server;
+mod stream;
 
 use std::fmt;
-use std::io;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub use client::TlsClient;
 pub use server::TlsServer;
+pub(crate) use stream::TlsStream;
 
-use super::{PeerIdentity, Transport};
+use super::PeerIdentity;
 use crate::error::{Error, ErrorKind};
 
 /// The versions that are spoken.
@@ -36,62 +34,6 @@ fn provider() -> Arc<CryptoProvider> {
     #[cfg(not(feature = "tls-aws-lc"))]
     let provider = rustls::crypto::ring::default_provider();
     Arc::new(provider)
-}
-
-/// An open stream whose handshake is over.
-pub(crate) struct TlsStream {
-    io: tokio_rustls::TlsStream<Transport>,
-    identity: Option<PeerIdentity>,
-}
-
-impl TlsStream {
-    fn new(io: impl Into<tokio_rustls::TlsStream<Transport>>) -> Box<TlsStream> {
-        let io = io.into();
-        let (_, connection) = io.get_ref();
-        let identity = connection.peer_certificates().and_then(|chain| identity(chain.first()?));
-        Box::new(TlsStream { io, identity })
-    }
-
-    /// Whom the peer has proved to be.
-    pub(crate) fn identity(&self) -> Option<&PeerIdentity> {
-        self.identity.as_ref()
-    }
-}
-
-impl AsyncRead for TlsStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(cx, buffer).map_err(|error| match error.kind() {
-            // Anybody on the way can end the TCP stream; only the peer can end the TLS stream.
-            io::ErrorKind::UnexpectedEof => {
-                let text = "truncated: the TCP stream ended before the TLS stream (no close_notify came)";
-                io::Error::new(io::ErrorKind::UnexpectedEof, text)
-            }
-            io::ErrorKind::InvalidData => io::Error::new(io::ErrorKind::InvalidData, refusal::words(&error)),
-            _ => error,
-        })
-    }
-}
-
-impl AsyncWrite for TlsStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
 }
 
 /// What a verified certificate says of its subject.
