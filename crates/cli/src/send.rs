@@ -148,13 +148,13 @@ pub(crate) enum End {
 }
 
 impl End {
-    /// What there is to say of it. `refusal` is why the peer refuses to acknowledge messages, if it does.
+    /// What there is to say of it. `refusal` is why the peer does not grant acknowledged messages, if it does not.
     pub(crate) fn reason(&self, refusal: Option<String>) -> Option<String> {
         match (self, refusal) {
             (End::InputFailed(error), _) => Some(format!("cannot read the input any further: {error}")),
             (End::Failed(error), _) => Some(error.to_string()),
             (End::Interrupted, _) => Some("interrupted; the input was read no further".to_owned()),
-            (End::InputUsedUp | End::PeerAway, Some(why)) => Some(format!("--delivery acked was refused: {why}")),
+            (End::InputUsedUp | End::PeerAway, Some(why)) => Some(format!("--delivery acked was not granted: {why}")),
             (End::InputUsedUp, None) => None,
             (End::PeerAway, None) => {
                 Some("the peer was away for longer than --retry-for allows; the warnings say what was tried".to_owned())

@@ -1,6 +1,6 @@
 use std::fs::{self, File};
 use std::io::Read;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
@@ -99,7 +99,7 @@ fn a_listener_that_takes_no_sessions_is_named_and_prints_nothing_of_them() {
     let sent = send(&address, &["--failed", &failed_file], b"one\ntwo\nthree\n");
     assert_eq!(sent.code(), Some(1));
     let errors = sent.errors();
-    assert!(errors.last().unwrap().ends_with("refused: this listener takes no sessions"), "{}", sent.stderr);
+    assert!(errors.last().unwrap().ends_with("not granted: this listener takes no sessions"), "{}", sent.stderr);
     let [accepted, settled, failed] = account(&sent);
     assert_eq!((accepted, settled), (failed, 0), "what was read has failed");
     let failures = undelimited(&fs::read(&failed_file).unwrap());
@@ -138,11 +138,25 @@ fn a_listener_that_closes_when_asked_is_reported_as_what_it_is() {
         assert_eq!(sent.code(), Some(1));
         let errors = sent.errors();
         let last = errors.last().unwrap();
-        assert!(last.contains("BuffStreams for Go") && !last.contains("away"), "{retry_for}: {}", sent.stderr);
+        assert!(last.contains("BuffStreams for Go") && !last.contains("was away"), "{retry_for}: {}", sent.stderr);
         // It may be refused before the line is read, which then is not accepted.
         let [accepted, settled, failed] = account(&sent);
         assert_eq!((accepted, settled), (failed, 0), "{retry_for}: {}", sent.stderr);
         assert_eq!(seen.recv_timeout(DEADLINE).unwrap(), [0xff; 3], "the question, and no message");
+    }
+}
+
+#[test]
+fn a_listener_that_turns_a_sender_away_by_a_limit_is_not_taken_for_one_that_knows_no_sessions() {
+    for limit in [["--allow", "10.0.0.0/8"], ["--max-connections", "1"]] {
+        let (_listener, address) = Program::listen(&limit);
+        let _other = TcpStream::connect(&address).unwrap();
+        let sent = send(&address, &["--retry-for", "0"], b"hello\n");
+        assert_eq!(sent.code(), Some(1));
+        let errors = sent.errors();
+        let last = errors.last().unwrap();
+        assert!(last.contains("turned it away (a limit, or who is allowed; its log says which)"), "{limit:?}: {last}");
+        assert!(!sent.stderr.contains("refused"), "nobody said so: {limit:?}: {}", sent.stderr);
     }
 }
 

@@ -234,7 +234,7 @@ fn a_recording_is_sent_again_whole_and_in_order_over_as_many_connections() {
         if options.contains(&"acked") {
             // The maximum of the recording is more than this recorder takes, and it says so.
             assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
-            assert!(ended.stderr.contains("--delivery acked was refused"), "{}", ended.stderr);
+            assert!(ended.stderr.contains("--delivery acked was not granted"), "{}", ended.stderr);
             recorder.signal(Signal::KILL);
             continue;
         }
