@@ -2,7 +2,7 @@
 //!
 //! A stranger can cause any number of errors, so they are printed in a burst of 20 and then 20 a second, and those left
 //! out are counted and the count is printed. What the library reports as `tracing` events of level WARN and above takes
-//! the same way. Bytes that came from elsewhere are escaped: a peer cannot write to the user's terminal.
+//! the same way, unless it only says again what it said before (`repeats`). Bytes that came from elsewhere are escaped: a peer cannot write to the user's terminal.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -16,6 +16,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 use crate::progress;
+use crate::repeats::Repeats;
 
 const BURST: f64 = 20.0;
 const PER_SECOND: f64 = 20.0;
@@ -33,13 +34,16 @@ const LONGEST: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct Report {
     limiter: Mutex<Limiter>,
+    /// Of the library's warnings.
+    repeats: Mutex<Repeats>,
     /// A bar that must be lifted while a line is written above it.
     bar: OnceLock<ProgressBar>,
 }
 
 impl Report {
     pub(crate) fn new() -> Arc<Report> {
-        Arc::new(Report { limiter: Mutex::new(Limiter::new(Instant::now())), bar: OnceLock::new() })
+        let limiter = Mutex::new(Limiter::new(Instant::now()));
+        Arc::new(Report { limiter, repeats: Mutex::default(), bar: OnceLock::new() })
     }
 
     /// From now on this bar is drawn, and lines are written above it.
@@ -49,11 +53,13 @@ impl Report {
         progress::start(&bar);
     }
 
-    /// Takes the bar away for good.
+    /// Takes the bar away for good, and says how often the library's warnings came since they were said last.
     pub(crate) fn finish(&self) {
         if let Some(bar) = self.bar.get() {
             bar.finish_and_clear();
         }
+        let untold = self.repeats().take();
+        untold.for_each(|(warning, times)| self.repeated(&warning, times));
     }
 
     /// The same where nothing may be waited for: whatever has the terminal may be stuck in it, and the bar is then left there.
@@ -116,6 +122,21 @@ impl Report {
         self.write(lines);
     }
 
+    /// Writes what the library warns of, unless that has been said a short while ago.
+    fn library(&self, warning: &str) {
+        let times = self.repeats().meet(warning, Instant::now());
+        match times {
+            None => {}
+            Some(0) => self.limited("", &warning),
+            Some(times) => self.repeated(warning, times),
+        }
+    }
+
+    fn repeated(&self, warning: &str, times: u64) {
+        let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
+        self.limited("", &format_args!("{warning} (and {times} more)"));
+    }
+
     /// Writes the count of the errors left out so far, if there are any. For the end, and for quiet moments.
     pub(crate) fn say_left_out(&self) {
         let mut line = String::new();
@@ -127,6 +148,10 @@ impl Report {
 
     fn limiter(&self) -> MutexGuard<'_, Limiter> {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn repeats(&self) -> MutexGuard<'_, Repeats> {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, lines: String) {
@@ -215,7 +240,7 @@ impl<S: Subscriber> Layer<S> for LibraryEvents {
         // The library leaves out some of its own.
         self.0.limiter().left_out += sentence.left_out;
         let word = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
-        self.0.limited(word, &sentence);
+        self.0.library(&format!("{word}: {sentence}"));
     }
 }
 

@@ -147,6 +147,31 @@ fn a_listener_that_closes_when_asked_is_reported_as_what_it_is() {
 }
 
 #[test]
+fn what_is_warned_of_at_every_attempt_is_said_a_few_times_and_counted() {
+    for spread in [&[][..], &["--spread"]] {
+        let (address, seen) = listen_as_go_does();
+        let options = [spread, &["--retry-for", "1h"]].concat();
+        let mut sender = Program::start(["send", &address].iter().chain(&ACKED).chain(&options));
+        sender.write(b"hello\n");
+        // In the minute that this may take, as long as the pauses grow, it is said five times at the most.
+        const ATTEMPTS: usize = 8;
+        for _ in 0..=ATTEMPTS {
+            seen.recv_timeout(DEADLINE).unwrap();
+        }
+        sender.signal(Signal::INT);
+        let sent = sender.end();
+        assert!(!sent.stderr.contains("finishing"), "there is nothing to wait for: {}", sent.stderr);
+        let warnings: Vec<_> = sent.stderr.lines().filter(|line| line.contains("turned it away")).collect();
+        let times = warnings.iter().map(|line| match line.rsplit_once(" (and ").map(|(_, more)| more) {
+            None | Some("once more)") => 1,
+            Some(more) => more.strip_suffix(" times more)").unwrap().parse().unwrap(),
+        });
+        let times: usize = times.sum();
+        assert!(times >= ATTEMPTS && warnings.len() < ATTEMPTS, "{}", sent.stderr);
+    }
+}
+
+#[test]
 fn a_listener_that_turns_a_sender_away_by_a_limit_is_not_taken_for_one_that_knows_no_sessions() {
     for limit in [["--allow", "10.0.0.0/8"], ["--max-connections", "1"]] {
         let (_listener, address) = Program::listen(&limit);
