@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use buffstreams::{Backoff, Connection, FailedMessage, Rejection, Retry};
-use indicatif::ProgressBar;
+use indicatif::{HumanCount, ProgressBar};
 
 use crate::args::{Delivery, SendArguments};
 use crate::failed::FailedFile;
@@ -73,8 +73,11 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     }
     // A line that is drawn again and again would erase what is being typed.
     let is_typed = arguments.file == Path::new("-") && io::stdin().is_terminal();
-    let bar = if is_typed { ProgressBar::hidden() } else { watch(&line, length, report) };
-    let chunks = input::read(bar.wrap_read(source));
+    let read = ProgressBar::hidden();
+    if !is_typed {
+        watch(&line, length, &read, report);
+    }
+    let chunks = input::read(read.wrap_read(source));
     let mut messages = Messages::new(chunks, format, framing.max_message_size(), failures.has_file());
 
     let mut left = Vec::new();
@@ -179,23 +182,35 @@ fn are_the_same(one: &Path, other: &Path) -> bool {
     one.canonicalize().ok().zip(other.canonicalize().ok()).is_some_and(|(one, other)| one == other)
 }
 
-/// Shows how far it is, where somebody can see it.
-fn watch(line: &Line, length: Option<u64>, report: &Report) -> ProgressBar {
+/// Shows how far it is, where somebody can see it: what is settled, and not what was `read`.
+fn watch(line: &Line, length: Option<u64>, read: &ProgressBar, report: &Report) {
     let totals = {
         let line = line.clone();
-        move |position| Totals { messages: line.stats().accepted, bytes: position }
+        move |position| Totals { messages: line.stats().settled, bytes: position }
     };
     let state = {
         let line = line.clone();
-        move || match line.connected() {
-            (0, _) => "  (not connected)",
-            (some, all) if some < all => "  (not all connected)",
-            _ => "",
+        move || {
+            let in_hand = match line.stats().in_flight {
+                0 => String::new(),
+                messages => format!("  ({} in hand)", HumanCount(messages)),
+            };
+            match line.connected() {
+                (0, _) => in_hand + "  (not connected)",
+                (some, all) if some < all => in_hand + "  (not all connected)",
+                _ => in_hand,
+            }
         }
     };
     let bar = progress::line(length, totals, state);
     report.share_with(bar.clone());
-    bar
+    let (line, read) = (line.clone(), read.clone());
+    // Messages stand for equal parts of what was read: where one ends in the input is not kept.
+    progress::follow(&bar, move || {
+        let stats = line.stats();
+        let taken = (stats.recovered + stats.accepted).max(1);
+        (u128::from(read.position()) * u128::from(stats.settled) / u128::from(taken)) as u64
+    });
 }
 
 /// Where everything goes that is not sent: to standard error, to the file if there is one, and into the account.

@@ -35,12 +35,30 @@ fn send_shows_a_bar_over_a_file_on_a_terminal() {
 }
 
 #[test]
+fn the_bar_of_send_stands_at_what_is_settled() {
+    let folder = Folder::new();
+    let file = folder.file("input", b"all work and no play\n");
+    let address = format!("unix:{}", folder.path("later").display());
+    let sender = Program::start_on_terminal(["send", &address, &file, "--delivery", "acked", "--retry-for", "1h"]);
+    let bar = "0% of 21 B  0 messages, 0 B  0 msg/s, 0 B/s  (1 in hand)  (not connected)";
+    sender.wait_stderr("a bar that has not moved", |text| contains(text, bar));
+    let listener = Program::start(["listen", &address]);
+    listener.wait_lines(1);
+    let ended = sender.end();
+    assert!(!ended.stderr.contains("100% of 21 B  0 messages"), "{}", ended.stderr);
+    assert!(ended.last_line().ends_with("accepted 1, settled 1, failed 0"), "{}", ended.stderr);
+}
+
+#[test]
 fn send_shows_a_rate_for_a_pipe_on_a_terminal_and_that_nobody_is_there() {
     let folder = Folder::new();
     let address = format!("unix:{}", folder.path("nobody").display());
     let mut sender = Program::start_on_terminal(["send", &address, "--retry-for", "1m"]);
     sender.write(b"hello\n");
-    sender.wait_stderr("the state", |text| contains(text, "1 messages, 6 B  ").and(contains(text, "(not connected)")));
+    // What is shown is what was sent, and not what was read.
+    sender.wait_stderr("the state", |text| {
+        contains(text, "0 messages, 0 B  0 msg/s, 0 B/s  (1 in hand)  (not connected)")
+    });
 }
 
 #[test]
