@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use buffstreams::{Backoff, Connection, Delivery, Error, FailedMessage, Framing, Retry, Stats, TlsClient};
+use buffstreams::{Backoff, Connection, Delivery, Error, FailedMessage, Framing, Retry, State, Stats, TlsClient};
 use futures_util::future::join_all;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::pacer::Pacer;
 use crate::progress::{self, Totals};
 use crate::recording::{self, Event, Recording};
 use crate::report::Report;
-use crate::send::{End, Failures, LAST_WORK, LONGEST_PAUSE};
+use crate::send::{End, Failures, LAST_WORK, LONGEST_PAUSE, last_work};
 use crate::signals::Signals;
 use crate::{Outcome, Status, tls};
 
@@ -57,6 +58,7 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
         pacer: Pacer::new(arguments.speed),
         open: HashMap::new(),
         closing: JoinSet::new(),
+        over: watch::Sender::default(),
         stats: Stats::default(),
         refusal: None,
         failures: Arc::clone(&failures),
@@ -70,7 +72,10 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
         },
         end => end,
     };
-    replay.close().await;
+    match end {
+        End::Interrupted => last_work(replay.close(), report).await,
+        _ => replay.close().await,
+    }
     if matches!(end, End::PeerAway | End::Failed(_)) {
         leave_out(&mut recording, &failures);
     }
@@ -109,6 +114,8 @@ struct Replay<'a> {
     /// By the number of the recorded connection.
     open: HashMap<u64, Connection>,
     closing: JoinSet<Gone>,
+    /// Tells those that wait in vain that it is over.
+    over: watch::Sender<()>,
     /// Of connections that are closed.
     stats: Stats,
     refusal: Option<String>,
@@ -223,8 +230,12 @@ impl Replay<'_> {
                 () = signals.first() => return false,
             }
         }
+        let mut over = self.over.subscribe();
         self.closing.spawn(async move {
-            let _ = connection.flush().await;
+            tokio::select! {
+                _ = connection.flush() => {}
+                _ = over.changed() => {}
+            }
             close(connection).await
         });
         while let Some(gone) = self.closing.try_join_next() {
@@ -251,6 +262,7 @@ impl Replay<'_> {
     }
 
     async fn close(&mut self) {
+        self.over.send_replace(());
         for (_, connection) in self.open.drain() {
             self.closing.spawn(close(connection));
         }
@@ -262,6 +274,8 @@ impl Replay<'_> {
 }
 
 async fn close(connection: Connection) -> Gone {
-    let stats = connection.close(LAST_WORK).await;
+    // Where nobody listens there is nothing to wait for.
+    let is_connected = connection.state() == State::Connected;
+    let stats = connection.close(if is_connected { LAST_WORK } else { Duration::ZERO }).await;
     (stats.unwrap_or_else(|_| connection.stats()), connection.refusal())
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,6 +27,9 @@ pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long what is in hand may take after a signal, and the last goodbyes after everything is settled.
 pub(crate) const LAST_WORK: Duration = Duration::from_secs(5);
+
+/// What takes longer after a signal is worth a word.
+const MOMENT: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outcome {
     let delivery = arguments.delivery()?;
@@ -89,10 +93,14 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         },
         End::PeerAway | End::Interrupted | End::Failed(_) => end,
     };
-    // With a spool, nothing is lost by leaving at once where nobody listens.
-    let is_kept = arguments.spool.is_some() && line.connected().0 == 0;
+    // Where nobody listens there is nothing to wait for.
+    let closing = line.close(if line.connected().0 == 0 { Duration::ZERO } else { LAST_WORK });
+    let closed = match end {
+        End::Interrupted => last_work(closing, report).await,
+        _ => closing.await,
+    };
     let mut end = end;
-    let mut stats = match line.close(if is_kept { Duration::ZERO } else { LAST_WORK }).await {
+    let mut stats = match closed {
         Ok(stats) => stats,
         Err(error) => {
             end = End::Failed(error);
@@ -138,6 +146,16 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     report.say(format_args!("accepted {accepted}, settled {}, failed {failed}", stats.settled));
     let all_well = failed == 0 && damaged == 0 && matches!(end, End::InputUsedUp);
     Ok(if all_well { Status::Success } else { Status::Failure })
+}
+
+/// Waits for what is left to do after a signal, and says so unless it takes only a moment.
+pub(crate) async fn last_work<T>(work: impl Future<Output = T>, report: &Report) -> T {
+    let mut work = pin!(work);
+    if let Ok(done) = tokio::time::timeout(MOMENT, &mut work).await {
+        return done;
+    }
+    report.say(format_args!("finishing what is in hand, for {LAST_WORK:?} at most; Ctrl-C again ends it at once"));
+    work.await
 }
 
 /// Why no more is sent.

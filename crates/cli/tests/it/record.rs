@@ -296,6 +296,23 @@ fn whoever_is_away_for_too_long_fails_it_and_what_was_in_hand_is_kept() {
 }
 
 #[test]
+fn an_interruption_ends_a_replay_that_reaches_nobody_without_waiting() {
+    let folder = Folder::new();
+    let file = text(&folder.path("sample.rec"));
+    let (recorder, address) = record(&file, &["--framing", "u8", "--count", "2"]);
+    wire::deliver(&address, &u8_frames(["one", "two"]));
+    recorder.end();
+    let nobody = format!("unix:{}", folder.path("nobody").display());
+    let replay = Program::start(["replay", &file, &nobody, "--speed", "max", "--retry-for", "1h"]);
+    replay.wait_stderr("that it tries", |said| String::from_utf8_lossy(said).contains("cannot connect").then_some(()));
+    replay.signal(Signal::INT);
+    let ended = replay.end();
+    let [accepted, settled, failed] = account(&ended);
+    assert_eq!((ended.code(), settled, failed), (Some(1), 0, accepted), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("finishing"), "there is nothing to wait for: {}", ended.stderr);
+}
+
+#[test]
 fn an_interruption_ends_a_slow_replay_with_an_account() {
     let folder = Folder::new();
     let file = text(&folder.path("sample.rec"));

@@ -65,20 +65,19 @@ fn send_shows_a_rate_for_a_pipe_on_a_terminal_and_that_nobody_is_there() {
 fn the_progress_line_is_gone_after_a_signal_and_after_a_second_one_that_ends_it_at_once() {
     /// The cursor is at the beginning of an empty line.
     const CLEAN: &str = "\r\x1b[2K";
-    let folder = Folder::new();
-    let address = format!("unix:{}", folder.path("nobody").display());
-    let start = || {
-        let mut sender = Program::start_on_terminal(["send", &address, "--retry-for", "1h"]);
-        sender.write(b"hello\n");
-        let is_drawn = |text: &[u8]| contains(text, "(not connected)").filter(|()| text.ends_with(b"\r"));
-        sender.wait_stderr("a line, with the cursor at its beginning", is_drawn);
-        sender
-    };
-    let sender = start();
+    let (stopped, address) = Program::listen(&[]);
+    let mut sender = Program::start_on_terminal(["send", &address, "--delivery", "acked"]);
+    sender.write(b"hello\n");
+    stopped.wait_lines(1);
+    stopped.stop();
+    sender.write(b"hello\n");
+    let is_drawn = |text: &[u8]| contains(text, "(1 in hand)").filter(|()| text.ends_with(b"\r"));
+    sender.wait_stderr("a line, with the cursor at its beginning", is_drawn);
     sender.signal(Signal::INT);
+    sender.wait_stderr("what it waits for", |text| contains(text, "Ctrl-C again ends it at once"));
     sender.signal(Signal::TERM);
     let ended = sender.end();
-    assert!(matches!(ended.code(), Some(130 | 143)), "{:?}", ended.status);
+    assert_eq!(ended.code(), Some(143), "{}", ended.stderr);
     // Nothing came behind it, or a warning with its line.
     assert!([CLEAN, "\r\n"].iter().any(|end| ended.stderr.ends_with(end)), "{:?}", ended.stderr);
 
