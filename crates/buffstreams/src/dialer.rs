@@ -420,7 +420,7 @@ impl<S: Service> Dialer<S> {
             Err(error) => {
                 self.outbox.note_attempt();
                 self.outbox.note_failed_attempt();
-                tracing::warn!("{error}");
+                tracing::warn!(kind = ?error.kind(), "{error}");
                 route.note_failure(error.to_string());
             }
         }

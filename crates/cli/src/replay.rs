@@ -93,6 +93,9 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
     if let Some(reason) = end.reason(refusal) {
         report.fail(reason);
     }
+    if stats.connected == 0 && (stats.failed > 0 || matches!(end, End::PeerAway)) {
+        report.advise();
+    }
     report.say(format_args!("accepted {accepted}, settled {}, failed {failed}", stats.settled));
     let all_well = failed == 0 && matches!(end, End::InputUsedUp);
     Ok(if all_well { Status::Success } else { Status::Failure })
@@ -249,6 +252,7 @@ impl Replay<'_> {
         self.stats.accepted += stats.accepted;
         self.stats.settled += stats.settled;
         self.stats.failed += stats.failed;
+        self.stats.connected += stats.connected;
         self.refusal = self.refusal.take().or(refusal);
     }
 

@@ -4,12 +4,14 @@
 //! out are counted and the count is printed. What the library reports as `tracing` events of level WARN and above takes
 //! the same way, unless it only says again what it said before (`repeats`). Bytes that came from elsewhere are escaped: a peer cannot write to the user's terminal.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use buffstreams::ErrorKind;
 use indicatif::ProgressBar;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -36,6 +38,8 @@ pub(crate) struct Report {
     limiter: Mutex<Limiter>,
     /// Of the library's warnings.
     repeats: Mutex<Repeats>,
+    /// The kinds of errors, by their names, that attempts to connect have met.
+    met: Mutex<BTreeSet<String>>,
     /// A bar that must be lifted while a line is written above it.
     bar: OnceLock<ProgressBar>,
 }
@@ -43,7 +47,7 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new() -> Arc<Report> {
         let limiter = Mutex::new(Limiter::new(Instant::now()));
-        Arc::new(Report { limiter, repeats: Mutex::default(), bar: OnceLock::new() })
+        Arc::new(Report { limiter, repeats: Mutex::default(), met: Mutex::default(), bar: OnceLock::new() })
     }
 
     /// From now on this bar is drawn, and lines are written above it.
@@ -122,6 +126,19 @@ impl Report {
         self.write(lines);
     }
 
+    /// Says what to do next where no connection was ever of use.
+    pub(crate) fn advise(&self) {
+        let has_met = |kind: ErrorKind| self.met().contains(&format!("{kind:?}"));
+        if has_met(ErrorKind::Tls) {
+            self.say(
+                "If it is about certificates: --tls-ca FILE says which authority to believe, --tls-name NAME for whom the \
+                 listener's must be, and --tls-cert FILE with --tls-key FILE shows an own one.",
+            );
+        } else if has_met(ErrorKind::Connect) {
+            self.say("If there is no listener yet, start `buffstreams listen` there.");
+        }
+    }
+
     /// Writes what the library warns of, unless that has been said a short while ago.
     fn library(&self, warning: &str) {
         let times = self.repeats().meet(warning, Instant::now());
@@ -152,6 +169,10 @@ impl Report {
 
     fn repeats(&self) -> MutexGuard<'_, Repeats> {
         self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn met(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, lines: String) {
@@ -240,6 +261,7 @@ impl<S: Subscriber> Layer<S> for LibraryEvents {
         // The library leaves out some of its own.
         self.0.limiter().left_out += sentence.left_out;
         let word = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
+        self.0.met().extend(sentence.kind.take());
         self.0.library(&format!("{word}: {sentence}"));
     }
 }
@@ -250,6 +272,8 @@ struct Sentence {
     message: String,
     fields: String,
     left_out: u64,
+    /// Of the error that it tells; its words say as much.
+    kind: Option<String>,
 }
 
 impl Visit for Sentence {
@@ -262,6 +286,7 @@ impl Visit for Sentence {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let written = match field.name() {
+            "kind" => return self.kind = Some(format!("{value:?}")),
             "message" => write!(self.message, "{value:?}"),
             name => write!(self.fields, "{}{name}={value:?}", if self.fields.is_empty() { "" } else { ", " }),
         };

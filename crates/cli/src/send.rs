@@ -52,7 +52,6 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
             acked.window(window).endpoint_patience(patience)
         }
     };
-    let is_tls = tls.is_some();
     if let Some(tls) = tls {
         let client = tls.clone();
         tls::reload_at_hangup(move || client.reload(), report)?;
@@ -125,11 +124,8 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     if let Some(reason) = end.reason(refusal) {
         report.fail(reason);
     }
-    if is_tls && stats.connected == 0 && (stats.failed > 0 || matches!(end, End::PeerAway)) {
-        report.say(
-            "If it is about certificates: --tls-ca FILE says which authority to believe, --tls-name NAME for whom the \
-             listener's must be, and --tls-cert FILE with --tls-key FILE shows an own one.",
-        );
+    if stats.connected == 0 && (stats.failed > 0 || matches!(end, End::PeerAway)) {
+        report.advise();
     }
     if let Some(directory) = arguments.spool.as_deref().map(Path::display) {
         if stats.in_flight > 0 {
