@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use buffstreams::{Connection, Framing, Retry, State, TlsClient, per_connection};
+use buffstreams::{Connection, ErrorKind, Framing, Retry, State, TlsClient, per_connection};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -115,9 +115,14 @@ async fn open(
     };
     let opened =
         stream::iter(0..arguments.connections).map(dial).buffered(OPENED_TOGETHER).try_collect::<Vec<_>>().await;
-    let connections = opened.map_err(|error| match arguments.by {
-        By::Echo => format!("{error}; start `buffstreams listen --echo` there first"),
-        By::Acks => format!("{error}; start `buffstreams listen` there first"),
+    let (echo, sessions) = match (arguments.by, arguments.is_acked()) {
+        (By::Echo, false) => (" --echo", ""),
+        (By::Echo, true) => (" --echo", ", without --no-sessions,"),
+        (By::Acks, _) => ("", ", without --no-sessions,"),
+    };
+    let connections = opened.map_err(|error| match error.kind() {
+        ErrorKind::Connect => format!("{error}; start `buffstreams listen{echo}`{sessions} there first"),
+        _ => error.to_string(),
     })?;
     let mut hello = Vec::new();
     hearing.content.write(HELLO, &mut hello);
@@ -134,8 +139,8 @@ async fn open(
         let wait = humantime::format_duration(arguments.wait);
         return Err(match arguments.by {
             By::Echo => format!(
-                "no answer within {wait}: is it `buffstreams listen --echo`, with the same --framing? To measure \
-                 acknowledgements instead, add --by acks"
+                "no answer within {wait}: is it `buffstreams listen --echo`, with the same --framing and \
+                 --max-message-size? To measure acknowledgements instead, add --by acks"
             ),
             By::Acks => format!("no acknowledgement within {wait}: is it `buffstreams listen`?"),
         }

@@ -239,12 +239,19 @@ fn where_nothing_answers_it_says_what_to_do() {
     let ended = bench(&address, &["--wait", "200ms"]);
     assert_eq!(ended.code(), Some(1));
     assert!(ended.last_line().contains("listen --echo") && ended.last_line().contains("--by acks"), "{}", ended.stderr);
+    assert!(ended.last_line().contains("the same --framing and --max-message-size"), "{}", ended.stderr);
     assert!(ended.stdout.is_empty(), "nothing was measured");
 
     let nobody = format!("unix:{}", Folder::new().path("nobody").display());
     let ended = bench(&nobody, &[]);
     assert_eq!(ended.code(), Some(1));
-    assert!(ended.last_line().contains("start `buffstreams listen --echo`"), "{}", ended.stderr);
+    assert!(ended.last_line().contains("start `buffstreams listen --echo` there"), "{}", ended.stderr);
+
+    let (_listen, without) = Program::listen(&["--no-sessions"]);
+    let ended = bench(&without, &["--by", "acks"]);
+    assert_eq!(ended.code(), Some(1));
+    let start = "this listener takes no sessions; start `buffstreams listen`, without --no-sessions, there first";
+    assert!(ended.last_line().ends_with(start), "{}", ended.stderr);
 }
 
 #[test]
