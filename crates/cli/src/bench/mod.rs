@@ -15,6 +15,7 @@ mod pace;
 mod picture;
 mod table;
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -58,6 +59,8 @@ pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outc
         opened = open(&arguments, framing, tls, &hearing) => opened?,
         () = signals.first() => return Err("interrupted before the load had begun".into()),
     };
+    // Before anything is measured that would have no place then.
+    let [mut html, mut svg] = [create(arguments.html.as_deref())?, create(arguments.svg.as_deref())?];
     let measured = measure(&arguments, &connections, &hearing, &mut signals, report).await;
     let closed = connections.iter().filter(|connection| connection.state() == State::Closed).count();
     let last_work = if measured.lost() == 0 { LAST_WORK } else { Duration::ZERO };
@@ -67,12 +70,12 @@ pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outc
 
     let told = if arguments.json { table::json(&measured) } else { table::text(&measured) };
     io::stdout().write_all(told.as_bytes())?;
-    let picture = (arguments.html.is_some() || arguments.svg.is_some()).then(|| picture::svg(&measured)).transpose()?;
-    if let (Some(path), Some(picture)) = (&arguments.html, &picture) {
-        write(path, &picture::html(&measured, picture))?;
+    let picture = (html.is_some() || svg.is_some()).then(|| picture::svg(&measured)).transpose()?;
+    if let (Some(html), Some(picture)) = (&mut html, &picture) {
+        html.write(&picture::html(&measured, picture))?;
     }
-    if let (Some(path), Some(picture)) = (&arguments.svg, &picture) {
-        write(path, picture)?;
+    if let (Some(svg), Some(picture)) = (&mut svg, &picture) {
+        svg.write(picture)?;
     }
     if closed > 0 {
         report.fail(format_args!("{closed} of {} connections were lost on the way", connections.len()));
@@ -84,8 +87,27 @@ pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outc
     Ok(if is_whole { Status::Success } else { Status::Failure })
 }
 
-fn write(path: &Path, content: &str) -> io::Result<()> {
-    std::fs::write(path, content).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+/// A file for a picture.
+struct Canvas {
+    name: String,
+    file: File,
+}
+
+impl Canvas {
+    fn write(&mut self, content: &str) -> io::Result<()> {
+        self.file.write_all(content.as_bytes()).map_err(|error| named(&self.name, &error))
+    }
+}
+
+fn create(path: Option<&Path>) -> io::Result<Option<Canvas>> {
+    let Some(path) = path else { return Ok(None) };
+    let name = path.display().to_string();
+    let file = File::create(path).map_err(|error| named(&name, &error))?;
+    Ok(Some(Canvas { name, file }))
+}
+
+fn named(name: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
 /// Opens all connections, and has the first message of each answered.

@@ -255,6 +255,21 @@ fn where_nothing_answers_it_says_what_to_do() {
 }
 
 #[test]
+fn a_picture_that_can_be_written_nowhere_ends_it_before_the_load() {
+    let folder = Folder::new();
+    let (listen, address) = Program::listen(&["--echo", "--output", "none"]);
+    let nowhere = text(&folder.path("nowhere/bench.svg"));
+    for option in ["--svg", "--html"] {
+        let ended = bench(&address, &["--duration", "1h", option, &nowhere]);
+        assert_eq!(ended.code(), Some(1));
+        assert!(ended.last_line().starts_with(&format!("error: {nowhere}: ")), "{}", ended.stderr);
+        assert!(ended.stdout.is_empty(), "nothing was measured");
+    }
+    listen.signal(Signal::TERM);
+    assert!(listen.end().last_line().starts_with("received 2 messages"), "the first of each, and no more");
+}
+
+#[test]
 fn answers_that_are_wrong_or_never_come_are_counted_and_end_with_1() {
     let garbling = peer(|stream| {
         echo(stream, |block, before| {
