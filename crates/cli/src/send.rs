@@ -1,8 +1,7 @@
 //! `buffstreams send`: sends what it reads, and accounts for every message.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -36,7 +35,7 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     let framing = arguments.framing()?;
     let format = arguments.input()?;
     let tls = arguments.tls.client()?;
-    let (source, length) = open(&arguments.file)?;
+    let (source, length) = input::open(&arguments.file)?;
     if let Some(failed) = &arguments.failed
         && are_the_same(&arguments.file, failed)
     {
@@ -178,18 +177,6 @@ impl End {
             }
         }
     }
-}
-
-/// The input, and its length where that is known.
-fn open(path: &Path) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
-    if path == Path::new("-") {
-        return Ok((Box::new(io::stdin()), None));
-    }
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let file = File::open(path).map_err(named)?;
-    let metadata = file.metadata().map_err(named)?;
-    let length = metadata.is_file().then_some(metadata.len());
-    Ok((Box::new(file), length))
 }
 
 fn are_the_same(one: &Path, other: &Path) -> bool {

@@ -43,19 +43,43 @@ fn what_was_sent_is_exported_in_every_form() {
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
     assert_eq!(ended.last_line(), "received 4 messages, 7 bytes");
     assert_eq!(ended.stdout, b"");
-    let cases: [(&[&str], &[u8]); 6] = [
+    let cases: [(&[&str], &[u8]); 5] = [
         (&[], b"\x03one\x00\x03\x08\x96\x01\x01\n"),
         (&["--output", "delimited"], b"\x03one\x00\x03\x08\x96\x01\x01\n"),
         (&["--output", "lines"], b"one\n\n\x08\x96\x01\n\n\n"),
         (&["--output", "hex"], b"6f6e65\n\n089601\n0a\n"),
         (&["--output", "fields"], b"not protobuf: \"one\"\n\n1: 150\nnot protobuf: \"\\n\"\n"),
-        (&["--output", "none"], b""),
     ];
     for (options, expected) in cases {
         let ended = export(&file, options);
         assert_eq!(ended.stdout, expected, "{options:?}");
         assert_eq!((ended.code(), ended.stderr.as_str()), (Some(0), ""), "{options:?}");
     }
+}
+
+#[test]
+fn a_recording_is_counted_where_no_output_is_wanted_and_read_from_standard_input() {
+    let folder = Folder::new();
+    let file = text(&folder.path("a.rec"));
+    let (recorder, address) = record(&file, &["--framing", "u8", "--count", "3"]);
+    wire::deliver(&address, &u8_frames(["one", "two"]));
+    wire::deliver(&address, &u8_frames(["three"]));
+    recorder.end();
+    let recording = fs::read(&file).unwrap();
+    let counted = Program::run(["export", "-", "--output", "none"], &recording);
+    assert_eq!((counted.code(), &counted.stdout[..]), (Some(0), &b""[..]), "{}", counted.stderr);
+    let said = counted.last_line();
+    assert!(said.starts_with("3 messages, 11 bytes from 2 senders within "), "{said}");
+    assert!(said.contains(", beginning at 2"), "{said}");
+    assert_eq!(Program::run(["export", "-"], &recording).stdout, export(&file, &[]).stdout);
+
+    let torn = Program::run(["export", "-", "--output", "none"], &recording[..recording.len() - 1]);
+    assert!(torn.stderr.starts_with("standard input: the last "), "{}", torn.stderr);
+    let none = Program::run(["export", "-"], b"");
+    assert_eq!(
+        (none.code(), none.last_line()),
+        (Some(1), "error: standard input: not a recording of `buffstreams record`")
+    );
 }
 
 #[test]
