@@ -446,7 +446,7 @@ impl<S: Service> Dialer<S> {
             FailedReason::Disconnected => "its stream has ended, and cannot be opened again",
             _ => "its peer stayed away for longer than the retry policy allows",
         };
-        tracing::warn!("giving up: {why}");
+        tracing::warn!("giving up the connection: {why}");
         self.outbox.fail_all(reason);
         why
     }

@@ -9,7 +9,7 @@ use crate::args::{self, ExportArguments};
 use crate::input;
 use crate::output::{Batch, Output, Over};
 use crate::recording::{self, Event, Recording};
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::{Outcome, Status};
 
 pub(crate) fn run(arguments: &ExportArguments, report: &Arc<Report>) -> Outcome {
@@ -54,16 +54,18 @@ pub(crate) fn run(arguments: &ExportArguments, report: &Arc<Report>) -> Outcome 
         let when = first.map(|first| {
             let length = Duration::from_millis(last.saturating_sub(first).as_millis() as u64);
             let begin = humantime::format_rfc3339_millis(UNIX_EPOCH + first);
-            format!(" from {senders} senders within {}, beginning at {begin}", humantime::format_duration(length))
+            let senders = counted(senders, "sender", "senders");
+            format!(" from {senders} within {}, beginning at {begin}", humantime::format_duration(length))
         });
-        let (messages, bytes) = (received.messages, received.bytes);
-        report.say(format_args!("{messages} messages, {bytes} bytes{}", when.unwrap_or_default()));
+        let messages = counted(received.messages, "message", "messages");
+        let bytes = counted(received.bytes, "byte", "bytes");
+        report.say(format_args!("{messages}, {bytes}{}", when.unwrap_or_default()));
     }
     if let Some(failure) = failure {
         return Err(failure.into());
     }
     if received.undecodable > 0 {
-        report.say(format_args!("{} messages could not be decoded", received.undecodable));
+        report.say(format_args!("{} could not be decoded", counted(received.undecodable, "message", "messages")));
         return Ok(Status::Failure);
     }
     Ok(Status::Success)

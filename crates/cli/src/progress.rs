@@ -141,7 +141,8 @@ pub(crate) struct Amount(pub(crate) Totals);
 impl std::fmt::Display for Amount {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Totals { messages, bytes } = self.0;
-        write!(f, "{} messages, {}", HumanCount(messages), indicatif::BinaryBytes(bytes))
+        let what = if messages == 1 { "message" } else { "messages" };
+        write!(f, "{} {what}, {}", HumanCount(messages), indicatif::BinaryBytes(bytes))
     }
 }
 

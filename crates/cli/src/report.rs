@@ -132,7 +132,7 @@ impl Report {
         if has_met(ErrorKind::Tls) {
             self.say(
                 "If it is about certificates: --tls-ca FILE says which authority to believe, --tls-name NAME for whom the \
-                 listener's must be, and --tls-cert FILE with --tls-key FILE shows an own one.",
+                 listener's must be, and --tls-cert FILE with --tls-key FILE shows your own.",
             );
         } else if has_met(ErrorKind::Connect) {
             self.say("If there is no listener yet, start `buffstreams listen` there.");
@@ -150,8 +150,7 @@ impl Report {
     }
 
     fn repeated(&self, warning: &str, times: u64) {
-        let times = if times == 1 { "once".to_owned() } else { format!("{times} times") };
-        self.limited("", &format_args!("{warning} (and {times} more)"));
+        self.limited("", &format_args!("{warning} (and {} more)", counted(times, "time", "times")));
     }
 
     /// Writes the count of the errors left out so far, if there are any. For the end, and for quiet moments.
@@ -181,11 +180,20 @@ impl Report {
     }
 }
 
+/// A number, and what there are so many of.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// A number of bytes, in full.
+pub(crate) fn bytes(number: usize) -> String {
+    counted(number as u64, "byte", "bytes")
+}
+
 fn put_left_out(left_out: u64, lines: &mut String) {
-    match left_out {
-        0 => {}
-        1 => lines.push_str("error: 1 more was left out\n"),
-        _ => writeln!(lines, "error: {left_out} more were left out").expect("a String takes everything"),
+    if left_out > 0 {
+        let left_out = counted(left_out, "more was left out", "more were left out");
+        writeln!(lines, "error: {left_out}").expect("a String takes everything");
     }
 }
 
@@ -332,6 +340,15 @@ mod tests {
         let mut line = String::new();
         put_escaped("a\x1b[2Jb\r\nc ü", &mut line);
         assert_eq!(line, "a\\u{1b}[2Jb\\r\\nc ü");
+    }
+
+    #[test]
+    fn one_is_told_as_one() {
+        let told = [0, 1, 2].map(|number| counted(number, "message goes", "messages go"));
+        assert_eq!(told, ["0 messages go", "1 message goes", "2 messages go"]);
+        let mut lines = String::new();
+        (0..3).for_each(|left_out| put_left_out(left_out, &mut lines));
+        assert_eq!(lines, "error: 1 more was left out\nerror: 2 more were left out\n");
     }
 
     #[test]

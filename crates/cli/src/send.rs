@@ -17,7 +17,7 @@ use crate::input::{self, Content, Messages};
 use crate::line::{self, Line};
 use crate::metrics::Metrics;
 use crate::progress::{self, Totals};
-use crate::report::Report;
+use crate::report::{Report, bytes, counted};
 use crate::signals::Signals;
 use crate::{Outcome, Status, tls};
 
@@ -128,14 +128,12 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     }
     if let Some(directory) = arguments.spool.as_deref().map(Path::display) {
         if stats.in_flight > 0 {
-            report.say(format_args!(
-                "spool: {} messages are kept for the next send --spool {directory}",
-                stats.in_flight
-            ));
+            let kept = counted(stats.in_flight, "message is kept", "messages are kept");
+            report.say(format_args!("spool: {kept} for the next send --spool {directory}"));
         }
         if stats.failed > 0 {
-            let failed = stats.failed;
-            report.say(format_args!("spool: {failed} failed messages are kept: buffstreams failed {directory} list"));
+            let kept = counted(stats.failed, "failed message is kept", "failed messages are kept");
+            report.say(format_args!("spool: {kept}: buffstreams failed {directory} list"));
         }
     }
     report.say(format_args!("accepted {accepted}, settled {}, failed {failed}", stats.settled));
@@ -239,12 +237,11 @@ impl Failures {
 
     /// The connection gave an accepted message up.
     pub(crate) fn given_up(&self, failed: &FailedMessage) {
-        let (length, reason) = (failed.message.len(), &failed.reason);
+        let (length, reason) = (bytes(failed.message.len()), &failed.reason);
         match &failed.rejection {
-            None => self.report.error(format_args!("a message of {length} bytes failed: {reason}")),
+            None => self.report.error(format_args!("a message of {length} failed: {reason}")),
             Some(Rejection { code, text, .. }) => {
-                self.report
-                    .error(format_args!("a message of {length} bytes failed: {reason} with code {code}: {text}"));
+                self.report.error(format_args!("a message of {length} failed: {reason} with code {code}: {text}"));
             }
         }
         if let Some(file) = &self.file {
@@ -255,7 +252,7 @@ impl Failures {
     /// The connection did not accept a message.
     pub(crate) fn refused(&self, message: &[u8], why: &dyn fmt::Display) {
         self.unsendable.fetch_add(1, Ordering::Relaxed);
-        self.report.error(format_args!("a message of {} bytes failed: {why}", message.len()));
+        self.report.error(format_args!("a message of {} failed: {why}", bytes(message.len())));
         if let Some(file) = &self.file {
             file.add(message);
         }

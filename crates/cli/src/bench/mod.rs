@@ -26,7 +26,7 @@ use buffstreams::{Connection, ErrorKind, Framing, Retry, State, TlsClient, per_c
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::signals::Signals;
 use crate::{Outcome, Status, tls};
 
@@ -78,11 +78,16 @@ pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outc
         svg.write(picture)?;
     }
     if closed > 0 {
-        report.fail(format_args!("{closed} of {} connections were lost on the way", connections.len()));
+        let lost = if closed == 1 { "was lost" } else { "were lost" };
+        report.fail(format_args!(
+            "{closed} of {} {lost} on the way",
+            counted(connections.len() as u64, "connection", "connections")
+        ));
     }
     let is_whole = measured.lost() == 0 && measured.wrong == 0 && closed == 0;
     if !is_whole {
-        report.fail(format_args!("{} messages were not answered, {} wrongly", measured.lost(), measured.wrong));
+        let lost = counted(measured.lost(), "message was not answered", "messages were not answered");
+        report.fail(format_args!("{lost}, {} wrongly", measured.wrong));
     }
     Ok(if is_whole { Status::Success } else { Status::Failure })
 }

@@ -312,7 +312,7 @@ fn a_peer_that_goes_away_ends_it_with_what_was_measured() {
     let ended = program.end();
     let table = String::from_utf8_lossy(&ended.stdout);
     assert_eq!(ended.code(), Some(1), "{table}");
-    assert!(ended.stderr.contains("1 of 1 connections were lost"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("1 of 1 connection was lost"), "{}", ended.stderr);
     assert!(table.contains("messages    sent ") && !table.contains("lost 0"), "{table}");
 }
 

@@ -404,5 +404,5 @@ fn a_recording_is_exported_as_json_by_its_type() {
     assert_eq!(ended.code(), Some(1), "one cannot be decoded");
     let line = r#"{"header":{"gtfsRealtimeVersion":"2.0","timestamp":"1284457468"}}"#;
     assert_eq!(String::from_utf8(ended.stdout).unwrap(), format!("{line}\n"));
-    assert!(ended.stderr.contains("1 messages could not be decoded"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("1 message could not be decoded"), "{}", ended.stderr);
 }

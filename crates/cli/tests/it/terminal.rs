@@ -12,7 +12,7 @@ fn listen_shows_the_rate_on_a_terminal_and_ends_with_its_summary() {
     let listener = Program::start_on_terminal(["listen", "127.0.0.1:0", "--framing", "u8"]);
     let mut stream = wire::connect(&listener.address());
     stream.write_all(&u8_frames(["hello"])).unwrap();
-    listener.wait_stderr("a rate", |text| contains(text, "1 messages, 5 B  1 msg/s"));
+    listener.wait_stderr("a rate", |text| contains(text, "1 message, 5 B  1 msg/s"));
     listener.signal(Signal::TERM);
     let ended = listener.end();
     assert_eq!(ended.stdout, b"hello\n", "only messages go to standard output");
@@ -68,10 +68,14 @@ fn the_progress_line_is_gone_after_a_signal_and_after_a_second_one_that_ends_it_
     let (stopped, address) = Program::listen(&[]);
     let mut sender = Program::start_on_terminal(["send", &address, "--delivery", "acked"]);
     sender.write(b"hello\n");
-    stopped.wait_lines(1);
+    sender.wait_stderr("that it is acknowledged", |text| contains(text, "1 message, 6 B"));
     stopped.stop();
     sender.write(b"hello\n");
-    let is_drawn = |text: &[u8]| contains(text, "(1 in hand)").filter(|()| text.ends_with(b"\r"));
+    let is_drawn = |text: &[u8]| {
+        let last = String::from_utf8_lossy(text);
+        let last = last.strip_suffix('\r')?.rsplit('\r').next()?;
+        (last.contains("1 message, 6 B") && last.contains("(1 in hand)")).then_some(())
+    };
     sender.wait_stderr("a line, with the cursor at its beginning", is_drawn);
     sender.signal(Signal::INT);
     sender.wait_stderr("what it waits for", |text| contains(text, "Ctrl-C again ends it at once"));
