@@ -63,7 +63,11 @@ impl Report {
             bar.finish_and_clear();
         }
         let untold = self.repeats().take();
-        untold.for_each(|(warning, times)| self.repeated(&warning, times));
+        for (warning, times) in untold {
+            let mut line = String::new();
+            put_escaped(&again(&warning, times), &mut line);
+            self.say(line);
+        }
     }
 
     /// The same where nothing may be waited for: whatever has the terminal may be stuck in it, and the bar is then left there.
@@ -145,12 +149,8 @@ impl Report {
         match times {
             None => {}
             Some(0) => self.limited("", &warning),
-            Some(times) => self.repeated(warning, times),
+            Some(times) => self.limited("", &again(warning, times)),
         }
-    }
-
-    fn repeated(&self, warning: &str, times: u64) {
-        self.limited("", &format_args!("{warning} (and {} more)", counted(times, "time", "times")));
     }
 
     /// Writes the count of the errors left out so far, if there are any. For the end, and for quiet moments.
@@ -188,6 +188,11 @@ pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
 /// A number of bytes, in full.
 pub(crate) fn bytes(number: usize) -> String {
     counted(number as u64, "byte", "bytes")
+}
+
+/// A warning that came so often since it was said last.
+fn again(warning: &str, times: u64) -> String {
+    format!("{warning} (and {} more)", counted(times, "time", "times"))
 }
 
 fn put_left_out(left_out: u64, lines: &mut String) {
