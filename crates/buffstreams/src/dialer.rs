@@ -420,7 +420,7 @@ impl<S: Service> Dialer<S> {
             Err(error) => {
                 self.outbox.note_attempt();
                 self.outbox.note_failed_attempt();
-                tracing::warn!("{error}");
+                tracing::warn!(kind = ?error.kind(), "{error}");
                 route.note_failure(error.to_string());
             }
         }
@@ -446,7 +446,7 @@ impl<S: Service> Dialer<S> {
             FailedReason::Disconnected => "its stream has ended, and cannot be opened again",
             _ => "its peer stayed away for longer than the retry policy allows",
         };
-        tracing::warn!("giving up: {why}");
+        tracing::warn!("giving up the connection: {why}");
         self.outbox.fail_all(reason);
         why
     }

@@ -633,8 +633,8 @@ impl Dialled {
         if self.is_welcome {
             return otherwise;
         }
-        let why = "the peer closed the connection when it was asked for a session: its listener may not know them, as \
-                   that of BuffStreams for Go does not";
+        let why = "the peer closed the connection when it was asked for a session: its listener has turned it away (a \
+                   limit, or who is allowed; its log says which), or knows no sessions, as that of BuffStreams for Go";
         Ended::Refused { why: why.into(), is_temporary: true }
     }
 }

@@ -17,6 +17,7 @@ use std::fmt;
 use buffstreams::{Direction, Dissected, Dissector, Framing, Prefix};
 
 use crate::fields;
+use crate::report::counted;
 
 /// A length beyond this is taken as a sign that it is none.
 const LONGEST: usize = 64 << 20;
@@ -160,11 +161,11 @@ impl fmt::Display for Guess {
         let Some(best) = self.best else {
             return write!(f, "framing unknown: {} bytes look like no framing; say --framing NAME", self.bytes);
         };
-        let (messages, fit) = (self.messages, if self.messages == 1 { "message fits" } else { "messages fit" });
+        let fit = counted(self.messages as u64, "message fits", "messages fit");
         match self.sureness {
-            Sureness::Sure => write!(f, "framing: {best} (sure: {messages} {fit}, ")?,
-            Sureness::Likely => write!(f, "framing: {best} (likely: {messages} {fit}, ")?,
-            _ => write!(f, "framing: {best} (perhaps: {messages} {fit}, ")?,
+            Sureness::Sure => write!(f, "framing: {best} (sure: {fit}, ")?,
+            Sureness::Likely => write!(f, "framing: {best} (likely: {fit}, ")?,
+            _ => write!(f, "framing: {best} (perhaps: {fit}, ")?,
         }
         if let [same, ..] = self.same[..] {
             write!(f, "and {same} would read them just so; ")?;

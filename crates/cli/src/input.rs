@@ -1,4 +1,4 @@
-//! What `send` reads: bytes from a file or a pipe in, messages out, one at a time and lent.
+//! What `send` reads: bytes from a file or a pipe in, messages out, one at a time and lent. `export` opens its file here, too.
 //!
 //! Memory is bounded whatever comes in: a message over the maximum is passed over byte by byte (to a temporary file where
 //! the bytes are still wanted), never gathered. What cannot become a message is handed out as [`Unsendable`] with its
@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::ops::Range;
+use std::path::Path;
 use std::thread;
 
 use bytes::Bytes;
@@ -26,6 +27,22 @@ const SMALL_READ: usize = 16 * 1024;
 /// How much text may stand for one message in JSON: names, spaces and escapes make it longer than what it stands for.
 const JSON_TEXT_PER_BYTE: usize = 64;
 const JSON_TEXT_AT_LEAST: usize = 1024 * 1024;
+
+/// A file, or standard input where it is called `-`, and its length where that is known.
+///
+/// # Errors
+///
+/// As the operating system says, with the name.
+pub(crate) fn open(path: &Path) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
+    if path == Path::new("-") {
+        return Ok((Box::new(io::stdin()), None));
+    }
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let file = File::open(path).map_err(named)?;
+    let metadata = file.metadata().map_err(named)?;
+    let length = metadata.is_file().then_some(metadata.len());
+    Ok((Box::new(file), length))
+}
 
 /// Reads `source` to its end on a thread of its own.
 ///

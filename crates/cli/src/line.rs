@@ -11,7 +11,7 @@ use futures_util::stream::FuturesOrdered;
 
 use crate::args::SendArguments;
 use crate::input::{Item, Messages};
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::send::{End, Failures};
 use crate::signals::Signals;
 
@@ -43,7 +43,7 @@ impl Line {
         }
         let Some(directory) = &arguments.spool else { return Ok((Line::Memory(builder.dial_lazy(endpoints)?), 0)) };
         let spool = open_spool(directory, arguments)?;
-        report.say(format_args!("spool: {} messages to resume", spool.recovered()));
+        report.say(format_args!("spool: {} to resume", counted(spool.recovered(), "message", "messages")));
         let mut damaged = 0;
         for damage in spool.damage() {
             damaged += damage.messages();

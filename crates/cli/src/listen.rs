@@ -20,7 +20,7 @@ use crate::output::{Batch, Output, Over, Received};
 use crate::progress::{self, Totals};
 use crate::recording::Source;
 use crate::refusals::Refusals;
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::signals::Signals;
 use crate::{Outcome, Status};
 
@@ -99,20 +99,22 @@ pub(crate) async fn receive(
     report.say_left_out();
     let Received { messages, bytes, undecodable } = output.received();
     if unfinished > 0 {
-        report
-            .fail(format_args!("{unfinished} connections had more in hand than could be printed within {LAST_WORK:?}"));
+        report.fail(format_args!(
+            "{} had more in hand than could be printed within {LAST_WORK:?}",
+            counted(unfinished as u64, "connection", "connections")
+        ));
         status = Status::Failure;
     }
     if cut > unfinished {
-        let hung = cut - unfinished;
-        report.say(format_args!("{hung} senders did not answer within {LAST_WORK:?}; nothing of theirs was in hand"));
+        let hung = counted((cut - unfinished) as u64, "sender", "senders");
+        report.say(format_args!("{hung} did not answer within {LAST_WORK:?}; nothing of theirs was in hand"));
     }
     let refusals = Refusals(received);
     if refusals.are_any() {
         report.say(&refusals);
     }
     if undecodable > 0 {
-        report.say(format_args!("{undecodable} messages could not be decoded"));
+        report.say(format_args!("{} could not be decoded", counted(undecodable, "message", "messages")));
     }
     report.say(format_args!("received {messages} messages, {bytes} bytes"));
     Ok(status)

@@ -24,6 +24,7 @@ mod progress;
 mod record;
 mod recording;
 mod refusals;
+mod repeats;
 mod replay;
 mod report;
 mod schema;

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 use buffstreams::{Framing, Prefix};
 use tokio::sync::Notify;
 
-use crate::report::Report;
+use crate::report::{Report, bytes};
 use crate::shown::shown;
 use crate::{args, fields, recording};
 
@@ -283,10 +283,10 @@ impl Batch {
             self.buffer.truncate(start);
             self.counted.undecodable += 1;
             self.counted.bytes += message.len() as u64;
-            let length = message.len();
+            let length = bytes(message.len());
             self.output
                 .report
-                .error(format_args!("a message of {length} bytes from {from} is not a {}: {error}", schema.name()));
+                .error(format_args!("a message of {length} from {from} is not a {}: {error}", schema.name()));
             return true;
         }
         // Only what can be printed takes a place: the count is of messages printed.

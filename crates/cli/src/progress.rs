@@ -26,12 +26,12 @@ pub(crate) struct Totals {
 
 /// A line with the rate at which `totals` grow, and what `state` has to say. `totals` is told the bar's position.
 ///
-/// With a `length`, in bytes, there is a bar as well; [`ProgressBar::wrap_read`] moves it. It is for
+/// With a `length`, in bytes, there is a bar as well; [`ProgressBar::wrap_read`] moves it, or [`follow`]. It is for
 /// [`Report::share_with`](crate::report::Report::share_with), before which it must not be moved.
-pub(crate) fn line(
+pub(crate) fn line<S: std::fmt::Display>(
     length: Option<u64>,
     totals: impl Fn(u64) -> Totals + Send + Sync + 'static,
-    state: impl Fn() -> &'static str + Send + Sync + 'static,
+    state: impl Fn() -> S + Send + Sync + 'static,
 ) -> ProgressBar {
     let template = match length {
         Some(_) => "{wide_bar} {percent}% of {binary_total_bytes}  {rate}",
@@ -62,6 +62,21 @@ pub(crate) fn start(bar: &ProgressBar) {
     if !bar.is_hidden() {
         bar.enable_steady_tick(TICK);
     }
+}
+
+/// Moves a bar to where `position` is, for as long as it is drawn, and never back.
+pub(crate) fn follow(bar: &ProgressBar, position: impl Fn() -> u64 + Send + 'static) {
+    if bar.is_hidden() {
+        return;
+    }
+    let bar = bar.clone();
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(TICK);
+        while !bar.is_finished() {
+            bar.set_position(position().max(bar.position()));
+            ticks.tick().await;
+        }
+    });
 }
 
 /// A terminal whose cursor waits at the beginning of what was drawn. Behind its end, where it waits otherwise, what the
@@ -126,7 +141,8 @@ pub(crate) struct Amount(pub(crate) Totals);
 impl std::fmt::Display for Amount {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Totals { messages, bytes } = self.0;
-        write!(f, "{} messages, {}", HumanCount(messages), indicatif::BinaryBytes(bytes))
+        let what = if messages == 1 { "message" } else { "messages" };
+        write!(f, "{} {what}, {}", HumanCount(messages), indicatif::BinaryBytes(bytes))
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use buffstreams::ReceivedStats;
 
+use crate::report::counted;
+
 /// How many connections were refused, and why; nothing if none was.
 pub(crate) struct Refusals(pub(crate) ReceivedStats);
 
@@ -22,7 +24,7 @@ impl fmt::Display for Refusals {
             (self.0.refused_handshakes, "too many TLS handshakes"),
             (self.0.refused_stopping, "too late"),
         ];
-        write!(f, "refused {} connections", self.0.refused)?;
+        write!(f, "refused {}", counted(self.0.refused, "connection", "connections"))?;
         let some = reasons.into_iter().filter(|(count, _)| *count > 0);
         for (index, (count, reason)) in some.enumerate() {
             write!(f, "{}{count} {reason}", if index == 0 { ": " } else { ", " })?;

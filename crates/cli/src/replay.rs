@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use buffstreams::{Backoff, Connection, Delivery, Error, FailedMessage, Framing, Retry, Stats, TlsClient};
+use buffstreams::{Backoff, Connection, Delivery, Error, FailedMessage, Framing, Retry, State, Stats, TlsClient};
 use futures_util::future::join_all;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::pacer::Pacer;
 use crate::progress::{self, Totals};
 use crate::recording::{self, Event, Recording};
 use crate::report::Report;
-use crate::send::{End, Failures, LAST_WORK, LONGEST_PAUSE};
+use crate::send::{End, Failures, LAST_WORK, LONGEST_PAUSE, last_work};
 use crate::signals::Signals;
 use crate::{Outcome, Status};
 
@@ -53,6 +54,7 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
         pacer: Pacer::new(arguments.speed),
         open: HashMap::new(),
         closing: JoinSet::new(),
+        over: watch::Sender::default(),
         stats: Stats::default(),
         refusal: None,
         failures: Arc::clone(&failures),
@@ -66,7 +68,10 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
         },
         end => end,
     };
-    replay.close().await;
+    match end {
+        End::Interrupted => last_work(replay.close(), report).await,
+        _ => replay.close().await,
+    }
     if matches!(end, End::PeerAway | End::Failed(_)) {
         leave_out(&mut recording, &failures);
     }
@@ -83,6 +88,9 @@ pub(crate) async fn run(arguments: ReplayArguments, report: &Arc<Report>) -> Out
     let refusal = refusal.filter(|_| stats.failed > 0 || matches!(end, End::PeerAway));
     if let Some(reason) = end.reason(refusal) {
         report.fail(reason);
+    }
+    if stats.connected == 0 && (stats.failed > 0 || matches!(end, End::PeerAway)) {
+        report.advise();
     }
     report.say(format_args!("accepted {accepted}, settled {}, failed {failed}", stats.settled));
     let all_well = failed == 0 && matches!(end, End::InputUsedUp);
@@ -105,6 +113,8 @@ struct Replay<'a> {
     /// By the number of the recorded connection.
     open: HashMap<u64, Connection>,
     closing: JoinSet<Gone>,
+    /// Tells those that wait in vain that it is over.
+    over: watch::Sender<()>,
     /// Of connections that are closed.
     stats: Stats,
     refusal: Option<String>,
@@ -219,8 +229,12 @@ impl Replay<'_> {
                 () = signals.first() => return false,
             }
         }
+        let mut over = self.over.subscribe();
         self.closing.spawn(async move {
-            let _ = connection.flush().await;
+            tokio::select! {
+                _ = connection.flush() => {}
+                _ = over.changed() => {}
+            }
             close(connection).await
         });
         while let Some(gone) = self.closing.try_join_next() {
@@ -234,6 +248,7 @@ impl Replay<'_> {
         self.stats.accepted += stats.accepted;
         self.stats.settled += stats.settled;
         self.stats.failed += stats.failed;
+        self.stats.connected += stats.connected;
         self.refusal = self.refusal.take().or(refusal);
     }
 
@@ -247,6 +262,7 @@ impl Replay<'_> {
     }
 
     async fn close(&mut self) {
+        self.over.send_replace(());
         for (_, connection) in self.open.drain() {
             self.closing.spawn(close(connection));
         }
@@ -258,6 +274,8 @@ impl Replay<'_> {
 }
 
 async fn close(connection: Connection) -> Gone {
-    let stats = connection.close(LAST_WORK).await;
+    // Where nobody listens there is nothing to wait for.
+    let is_connected = connection.state() == State::Connected;
+    let stats = connection.close(if is_connected { LAST_WORK } else { Duration::ZERO }).await;
     (stats.unwrap_or_else(|_| connection.stats()), connection.refusal())
 }

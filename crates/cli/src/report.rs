@@ -2,19 +2,22 @@
 //!
 //! A stranger can cause any number of errors, so they are printed in a burst of 20 and then 20 a second, and those left
 //! out are counted and the count is printed. What the library reports as `tracing` events of level WARN and above takes
-//! the same way. Bytes that came from elsewhere are escaped: a peer cannot write to the user's terminal.
+//! the same way, unless it only says again what it said before (`repeats`). Bytes that came from elsewhere are escaped: a peer cannot write to the user's terminal.
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use buffstreams::ErrorKind;
 use indicatif::ProgressBar;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
+use crate::repeats::Repeats;
 use crate::{progress, shown};
 
 const BURST: f64 = 20.0;
@@ -33,13 +36,18 @@ const LONGEST: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct Report {
     limiter: Mutex<Limiter>,
+    /// Of the library's warnings.
+    repeats: Mutex<Repeats>,
+    /// The kinds of errors, by their names, that attempts to connect have met.
+    met: Mutex<BTreeSet<String>>,
     /// A bar that must be lifted while a line is written above it.
     bar: OnceLock<ProgressBar>,
 }
 
 impl Report {
     pub(crate) fn new() -> Arc<Report> {
-        Arc::new(Report { limiter: Mutex::new(Limiter::new(Instant::now())), bar: OnceLock::new() })
+        let limiter = Mutex::new(Limiter::new(Instant::now()));
+        Arc::new(Report { limiter, repeats: Mutex::default(), met: Mutex::default(), bar: OnceLock::new() })
     }
 
     /// From now on this bar is drawn, and lines are written above it.
@@ -49,10 +57,16 @@ impl Report {
         progress::start(&bar);
     }
 
-    /// Takes the bar away for good.
+    /// Takes the bar away for good, and says how often the library's warnings came since they were said last.
     pub(crate) fn finish(&self) {
         if let Some(bar) = self.bar.get() {
             bar.finish_and_clear();
+        }
+        let untold = self.repeats().take();
+        for (warning, times) in untold {
+            let mut line = String::new();
+            put_escaped(&again(&warning, times), &mut line);
+            self.say(line);
         }
     }
 
@@ -116,6 +130,29 @@ impl Report {
         self.write(lines);
     }
 
+    /// Says what to do next where no connection was ever of use.
+    pub(crate) fn advise(&self) {
+        let has_met = |kind: ErrorKind| self.met().contains(&format!("{kind:?}"));
+        if has_met(ErrorKind::Tls) {
+            self.say(
+                "If it is about certificates: --tls-ca FILE says which authority to believe, --tls-name NAME for whom the \
+                 listener's must be, and --tls-cert FILE with --tls-key FILE shows your own.",
+            );
+        } else if has_met(ErrorKind::Connect) {
+            self.say("If there is no listener yet, start `buffstreams listen` there.");
+        }
+    }
+
+    /// Writes what the library warns of, unless that has been said a short while ago.
+    fn library(&self, warning: &str) {
+        let times = self.repeats().meet(warning, Instant::now());
+        match times {
+            None => {}
+            Some(0) => self.limited("", &warning),
+            Some(times) => self.limited("", &again(warning, times)),
+        }
+    }
+
     /// Writes the count of the errors left out so far, if there are any. For the end, and for quiet moments.
     pub(crate) fn say_left_out(&self) {
         let mut line = String::new();
@@ -129,17 +166,39 @@ impl Report {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn repeats(&self) -> MutexGuard<'_, Repeats> {
+        self.repeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn met(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self, lines: String) {
         // Standard error may be closed. There is then nobody to tell, and no reason to stop.
         self.above_bar(|| drop(io::stderr().lock().write_all(lines.as_bytes())));
     }
 }
 
+/// A number, and what there are so many of.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+/// A number of bytes, in full.
+pub(crate) fn bytes(number: usize) -> String {
+    counted(number as u64, "byte", "bytes")
+}
+
+/// A warning that came so often since it was said last.
+fn again(warning: &str, times: u64) -> String {
+    format!("{warning} (and {} more)", counted(times, "time", "times"))
+}
+
 fn put_left_out(left_out: u64, lines: &mut String) {
-    match left_out {
-        0 => {}
-        1 => lines.push_str("error: 1 more was left out\n"),
-        _ => writeln!(lines, "error: {left_out} more were left out").expect("a String takes everything"),
+    if left_out > 0 {
+        let left_out = counted(left_out, "more was left out", "more were left out");
+        writeln!(lines, "error: {left_out}").expect("a String takes everything");
     }
 }
 
@@ -211,7 +270,8 @@ impl<S: Subscriber> Layer<S> for LibraryEvents {
         // The library leaves out some of its own.
         self.0.limiter().left_out += sentence.left_out;
         let word = if *event.metadata().level() == Level::ERROR { "error" } else { "warning" };
-        self.0.limited(word, &sentence);
+        self.0.met().extend(sentence.kind.take());
+        self.0.library(&format!("{word}: {sentence}"));
     }
 }
 
@@ -221,6 +281,8 @@ struct Sentence {
     message: String,
     fields: String,
     left_out: u64,
+    /// Of the error that it tells; its words say as much.
+    kind: Option<String>,
 }
 
 impl Visit for Sentence {
@@ -233,6 +295,7 @@ impl Visit for Sentence {
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let written = match field.name() {
+            "kind" => return self.kind = Some(format!("{value:?}")),
             "message" => write!(self.message, "{value:?}"),
             name => write!(self.fields, "{}{name}={value:?}", if self.fields.is_empty() { "" } else { ", " }),
         };
@@ -278,6 +341,15 @@ mod tests {
         let mut line = String::new();
         put_escaped("a\x1b[2Jb\r\nc ü", &mut line);
         assert_eq!(line, "a\\u{1b}[2Jb\\r\\nc ü");
+    }
+
+    #[test]
+    fn one_is_told_as_one() {
+        let told = [0, 1, 2].map(|number| counted(number, "message goes", "messages go"));
+        assert_eq!(told, ["0 messages go", "1 message goes", "2 messages go"]);
+        let mut lines = String::new();
+        (0..3).for_each(|left_out| put_left_out(left_out, &mut lines));
+        assert_eq!(lines, "error: 1 more was left out\nerror: 2 more were left out\n");
     }
 
     #[test]

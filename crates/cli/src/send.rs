@@ -1,15 +1,15 @@
 //! `buffstreams send`: sends what it reads, and accounts for every message.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use buffstreams::{Backoff, Connection, FailedMessage, Rejection, Retry, TlsClient};
-use indicatif::ProgressBar;
+use indicatif::{HumanCount, ProgressBar};
 
 use crate::args::{Delivery, SendArguments};
 use crate::failed::FailedFile;
@@ -17,7 +17,7 @@ use crate::input::{self, Content, Messages};
 use crate::line::{self, Line};
 use crate::metrics::Metrics;
 use crate::progress::{self, Totals};
-use crate::report::Report;
+use crate::report::{Report, bytes, counted};
 use crate::signals::Signals;
 use crate::{Outcome, Status};
 
@@ -27,12 +27,15 @@ pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long what is in hand may take after a signal, and the last goodbyes after everything is settled.
 pub(crate) const LAST_WORK: Duration = Duration::from_secs(5);
 
+/// What takes longer after a signal is worth a word.
+const MOMENT: Duration = Duration::from_secs(1);
+
 pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outcome {
     let delivery = arguments.delivery()?;
     let framing = arguments.framing()?;
     let format = arguments.input()?;
     let tls = arguments.tls.client()?;
-    let (source, length) = open(&arguments.file)?;
+    let (source, length) = input::open(&arguments.file)?;
     if let Some(failed) = &arguments.failed
         && are_the_same(&arguments.file, failed)
     {
@@ -48,7 +51,6 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
             acked.window(window).endpoint_patience(patience)
         }
     };
-    let is_tls = tls.is_some();
     if let Some(tls) = tls {
         builder = builder.tls(tls);
     }
@@ -71,8 +73,11 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     }
     // A line that is drawn again and again would erase what is being typed.
     let is_typed = arguments.file == Path::new("-") && io::stdin().is_terminal();
-    let bar = if is_typed { ProgressBar::hidden() } else { watch(&line, length, report) };
-    let chunks = input::read(bar.wrap_read(source));
+    let read = ProgressBar::hidden();
+    if !is_typed {
+        watch(&line, length, &read, report);
+    }
+    let chunks = input::read(read.wrap_read(source));
     let mut messages = Messages::new(chunks, format, framing.max_message_size(), failures.has_file());
 
     let mut left = Vec::new();
@@ -84,10 +89,14 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
         },
         End::PeerAway | End::Interrupted | End::Failed(_) => end,
     };
-    // With a spool, nothing is lost by leaving at once where nobody listens.
-    let is_kept = arguments.spool.is_some() && line.connected().0 == 0;
+    // Where nobody listens there is nothing to wait for.
+    let closing = line.close(if line.connected().0 == 0 { Duration::ZERO } else { LAST_WORK });
+    let closed = match end {
+        End::Interrupted => last_work(closing, report).await,
+        _ => closing.await,
+    };
     let mut end = end;
-    let mut stats = match line.close(if is_kept { Duration::ZERO } else { LAST_WORK }).await {
+    let mut stats = match closed {
         Ok(stats) => stats,
         Err(error) => {
             end = End::Failed(error);
@@ -112,27 +121,32 @@ pub(crate) async fn run(arguments: SendArguments, report: &Arc<Report>) -> Outco
     if let Some(reason) = end.reason(refusal) {
         report.fail(reason);
     }
-    if is_tls && stats.connected == 0 && (stats.failed > 0 || matches!(end, End::PeerAway)) {
-        report.say(
-            "If it is about certificates: --tls-ca FILE says which authority to believe, --tls-name NAME for whom the \
-             listener's must be, and --tls-cert FILE with --tls-key FILE shows an own one.",
-        );
+    if stats.connected == 0 && (stats.failed > 0 || matches!(end, End::PeerAway)) {
+        report.advise();
     }
     if let Some(directory) = arguments.spool.as_deref().map(Path::display) {
         if stats.in_flight > 0 {
-            report.say(format_args!(
-                "spool: {} messages are kept for the next send --spool {directory}",
-                stats.in_flight
-            ));
+            let kept = counted(stats.in_flight, "message is kept", "messages are kept");
+            report.say(format_args!("spool: {kept} for the next send --spool {directory}"));
         }
         if stats.failed > 0 {
-            let failed = stats.failed;
-            report.say(format_args!("spool: {failed} failed messages are kept: buffstreams failed {directory} list"));
+            let kept = counted(stats.failed, "failed message is kept", "failed messages are kept");
+            report.say(format_args!("spool: {kept}: buffstreams failed {directory} list"));
         }
     }
     report.say(format_args!("accepted {accepted}, settled {}, failed {failed}", stats.settled));
     let all_well = failed == 0 && damaged == 0 && matches!(end, End::InputUsedUp);
     Ok(if all_well { Status::Success } else { Status::Failure })
+}
+
+/// Waits for what is left to do after a signal, and says so unless it takes only a moment.
+pub(crate) async fn last_work<T>(work: impl Future<Output = T>, report: &Report) -> T {
+    let mut work = pin!(work);
+    if let Ok(done) = tokio::time::timeout(MOMENT, &mut work).await {
+        return done;
+    }
+    report.say(format_args!("finishing what is in hand, for {LAST_WORK:?} at most; Ctrl-C again ends it at once"));
+    work.await
 }
 
 /// Why no more is sent.
@@ -146,13 +160,13 @@ pub(crate) enum End {
 }
 
 impl End {
-    /// What there is to say of it. `refusal` is why the peer refuses to acknowledge messages, if it does.
+    /// What there is to say of it. `refusal` is why the peer does not grant acknowledged messages, if it does not.
     pub(crate) fn reason(&self, refusal: Option<String>) -> Option<String> {
         match (self, refusal) {
             (End::InputFailed(error), _) => Some(format!("cannot read the input any further: {error}")),
             (End::Failed(error), _) => Some(error.to_string()),
             (End::Interrupted, _) => Some("interrupted; the input was read no further".to_owned()),
-            (End::InputUsedUp | End::PeerAway, Some(why)) => Some(format!("--delivery acked was refused: {why}")),
+            (End::InputUsedUp | End::PeerAway, Some(why)) => Some(format!("--delivery acked was not granted: {why}")),
             (End::InputUsedUp, None) => None,
             (End::PeerAway, None) => {
                 Some("the peer was away for longer than --retry-for allows; the warnings say what was tried".to_owned())
@@ -161,39 +175,39 @@ impl End {
     }
 }
 
-/// The input, and its length where that is known.
-fn open(path: &Path) -> io::Result<(Box<dyn Read + Send>, Option<u64>)> {
-    if path == Path::new("-") {
-        return Ok((Box::new(io::stdin()), None));
-    }
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let file = File::open(path).map_err(named)?;
-    let metadata = file.metadata().map_err(named)?;
-    let length = metadata.is_file().then_some(metadata.len());
-    Ok((Box::new(file), length))
-}
-
 fn are_the_same(one: &Path, other: &Path) -> bool {
     one.canonicalize().ok().zip(other.canonicalize().ok()).is_some_and(|(one, other)| one == other)
 }
 
-/// Shows how far it is, where somebody can see it.
-fn watch(line: &Line, length: Option<u64>, report: &Report) -> ProgressBar {
+/// Shows how far it is, where somebody can see it: what is settled, and not what was `read`.
+fn watch(line: &Line, length: Option<u64>, read: &ProgressBar, report: &Report) {
     let totals = {
         let line = line.clone();
-        move |position| Totals { messages: line.stats().accepted, bytes: position }
+        move |position| Totals { messages: line.stats().settled, bytes: position }
     };
     let state = {
         let line = line.clone();
-        move || match line.connected() {
-            (0, _) => "  (not connected)",
-            (some, all) if some < all => "  (not all connected)",
-            _ => "",
+        move || {
+            let in_hand = match line.stats().in_flight {
+                0 => String::new(),
+                messages => format!("  ({} in hand)", HumanCount(messages)),
+            };
+            match line.connected() {
+                (0, _) => in_hand + "  (not connected)",
+                (some, all) if some < all => in_hand + "  (not all connected)",
+                _ => in_hand,
+            }
         }
     };
     let bar = progress::line(length, totals, state);
     report.share_with(bar.clone());
-    bar
+    let (line, read) = (line.clone(), read.clone());
+    // Messages stand for equal parts of what was read: where one ends in the input is not kept.
+    progress::follow(&bar, move || {
+        let stats = line.stats();
+        let taken = (stats.recovered + stats.accepted).max(1);
+        (u128::from(read.position()) * u128::from(stats.settled) / u128::from(taken)) as u64
+    });
 }
 
 /// Where everything goes that is not sent: to standard error, to the file if there is one, and into the account.
@@ -221,12 +235,11 @@ impl Failures {
 
     /// The connection gave an accepted message up.
     pub(crate) fn given_up(&self, failed: &FailedMessage) {
-        let (length, reason) = (failed.message.len(), &failed.reason);
+        let (length, reason) = (bytes(failed.message.len()), &failed.reason);
         match &failed.rejection {
-            None => self.report.error(format_args!("a message of {length} bytes failed: {reason}")),
+            None => self.report.error(format_args!("a message of {length} failed: {reason}")),
             Some(Rejection { code, text, .. }) => {
-                self.report
-                    .error(format_args!("a message of {length} bytes failed: {reason} with code {code}: {text}"));
+                self.report.error(format_args!("a message of {length} failed: {reason} with code {code}: {text}"));
             }
         }
         if let Some(file) = &self.file {
@@ -237,7 +250,7 @@ impl Failures {
     /// The connection did not accept a message.
     pub(crate) fn refused(&self, message: &[u8], why: &dyn fmt::Display) {
         self.unsendable.fetch_add(1, Ordering::Relaxed);
-        self.report.error(format_args!("a message of {} bytes failed: {why}", message.len()));
+        self.report.error(format_args!("a message of {} failed: {why}", bytes(message.len())));
         if let Some(file) = &self.file {
             file.add(message);
         }

@@ -7,7 +7,7 @@ use buffstreams::{Spool, SpooledFailure};
 
 use crate::args::{FailedAction, FailedArguments};
 use crate::output::stdout_failed;
-use crate::report::Report;
+use crate::report::{Report, bytes, counted};
 use crate::{Outcome, Status};
 
 /// How much of a message a line shows, in bytes.
@@ -26,11 +26,12 @@ pub(crate) fn run(arguments: &FailedArguments, report: &Arc<Report>) -> Outcome 
         FailedAction::List => list(&spool, &chosen).map_err(stdout_failed)?,
         FailedAction::Send => {
             let count = spool.retry_failed(&chosen)?;
-            report.say(format_args!("{count} messages go with the next send --delivery acked --spool {directory}"));
+            let go = counted(count, "message goes", "messages go");
+            report.say(format_args!("{go} with the next send --delivery acked --spool {directory}"));
         }
         FailedAction::Drop => {
             let count = spool.drop_failed(&chosen)?;
-            report.say(format_args!("{count} messages dropped"));
+            report.say(format_args!("{} dropped", counted(count, "message", "messages")));
         }
     }
     Ok(status)
@@ -70,7 +71,7 @@ fn list(spool: &Spool, chosen: &[u64]) -> io::Result<()> {
         let shown = message[..message.len().min(SHOWN)].escape_ascii();
         let more = if message.len() > SHOWN { "…" } else { "" };
         let at = humantime::format_rfc3339_seconds(at);
-        writeln!(out, "{number}\t{at}\t{} bytes\t{code}\t{reason}\t{shown}{more}", message.len())?;
+        writeln!(out, "{number}\t{at}\t{}\t{code}\t{reason}\t{shown}{more}", bytes(message.len()))?;
     }
     out.flush()
 }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use crate::args::TapArguments;
 use crate::output::{Output, Over};
 use crate::overheard::{Overheard, Tap};
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::signals::Signals;
 use crate::socket::{Listener, Stream};
 use crate::{Outcome, Status};
@@ -79,12 +79,12 @@ pub(crate) async fn run(arguments: TapArguments, report: &Arc<Report>) -> Outcom
     let [connections, there, back] = [connections, there, back].map(|count| count.load(Ordering::Relaxed));
     let received = output.received();
     if received.undecodable > 0 {
-        report.say(format_args!("{} messages could not be decoded", received.undecodable));
+        report.say(format_args!("{} could not be decoded", counted(received.undecodable, "message", "messages")));
     }
-    let messages = received.messages - received.undecodable;
-    report.say(format_args!(
-        "passed {there} bytes to the target and {back} back over {connections} connections, printed {messages} messages"
-    ));
+    let there = counted(there, "byte", "bytes");
+    let connections = counted(connections, "connection", "connections");
+    let messages = counted(received.messages - received.undecodable, "message", "messages");
+    report.say(format_args!("passed {there} to the target and {back} back over {connections}, printed {messages}"));
     Ok(status)
 }
 

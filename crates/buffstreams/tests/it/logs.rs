@@ -125,7 +125,7 @@ async fn what_is_lost_retried_and_given_up_is_logged() {
     let retried = log.line("cannot connect to").await;
     assert!(retried.contains(&format!("WARN cannot connect to {address}")), "{retried}");
     in_time("it gives up", connection.closed()).await;
-    assert!(log.find("WARN giving up: its peer stayed away").is_some());
+    assert!(log.find("WARN giving up the connection: its peer stayed away").is_some());
     assert!(log.find("failed").is_none(), "no message was in hand");
 }
 

@@ -14,10 +14,11 @@ use super::unusable::Unusable;
 Examples:
   buffstreams export monday.rec > monday.delimited
   buffstreams export monday.rec --output fields
+  buffstreams export monday.rec --output none
   buffstreams export monday.rec --proto reading.proto --type plant.Reading --output json
   buffstreams export monday.rec | buffstreams send localhost:5031 --input delimited")]
 pub(crate) struct ExportArguments {
-    /// A recording of `buffstreams record`
+    /// A recording of `buffstreams record`, or `-` for standard input
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 

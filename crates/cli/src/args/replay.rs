@@ -47,6 +47,8 @@ pub(crate) struct ReplayArguments {
     delivery: DeliveryLevel,
 
     /// How long the peer may be away before everything in hand fails; 0 is one attempt
+    ///
+    /// What keeps it from connecting is said at once, and then at growing pauses, with how many attempts were in vain.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub(crate) retry_for: Duration,
 

@@ -15,17 +15,18 @@ mod pace;
 mod picture;
 mod table;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use buffstreams::{Connection, Framing, Retry, State, TlsClient, per_connection};
+use buffstreams::{Connection, ErrorKind, Framing, Retry, State, TlsClient, per_connection};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::signals::Signals;
 use crate::{Outcome, Status, output};
 
@@ -55,6 +56,8 @@ pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outc
         opened = open(&arguments, framing, tls, &hearing) => opened?,
         () = signals.first() => return Err("interrupted before the load had begun".into()),
     };
+    // Before anything is measured that would have no place then.
+    let [mut html, mut svg] = [create(arguments.html.as_deref())?, create(arguments.svg.as_deref())?];
     let measured = measure(&arguments, &connections, &hearing, &mut signals, report).await;
     let closed = connections.iter().filter(|connection| connection.state() == State::Closed).count();
     let last_work = if measured.lost() == 0 { LAST_WORK } else { Duration::ZERO };
@@ -64,25 +67,49 @@ pub(crate) async fn run(arguments: BenchArguments, report: &Arc<Report>) -> Outc
 
     let told = if arguments.json { table::json(&measured) } else { table::text(&measured) };
     output::put(told.as_bytes())?;
-    let picture = (arguments.html.is_some() || arguments.svg.is_some()).then(|| picture::svg(&measured)).transpose()?;
-    if let (Some(path), Some(picture)) = (&arguments.html, &picture) {
-        write(path, &picture::html(&measured, picture))?;
+    let picture = (html.is_some() || svg.is_some()).then(|| picture::svg(&measured)).transpose()?;
+    if let (Some(html), Some(picture)) = (&mut html, &picture) {
+        html.write(&picture::html(&measured, picture))?;
     }
-    if let (Some(path), Some(picture)) = (&arguments.svg, &picture) {
-        write(path, picture)?;
+    if let (Some(svg), Some(picture)) = (&mut svg, &picture) {
+        svg.write(picture)?;
     }
     if closed > 0 {
-        report.fail(format_args!("{closed} of {} connections were lost on the way", connections.len()));
+        let lost = if closed == 1 { "was lost" } else { "were lost" };
+        report.fail(format_args!(
+            "{closed} of {} {lost} on the way",
+            counted(connections.len() as u64, "connection", "connections")
+        ));
     }
     let is_whole = measured.lost() == 0 && measured.wrong == 0 && closed == 0;
     if !is_whole {
-        report.fail(format_args!("{} messages were not answered, {} wrongly", measured.lost(), measured.wrong));
+        let lost = counted(measured.lost(), "message was not answered", "messages were not answered");
+        report.fail(format_args!("{lost}, {} wrongly", measured.wrong));
     }
     Ok(if is_whole { Status::Success } else { Status::Failure })
 }
 
-fn write(path: &Path, content: &str) -> io::Result<()> {
-    std::fs::write(path, content).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+/// A file for a picture.
+struct Canvas {
+    name: String,
+    file: File,
+}
+
+impl Canvas {
+    fn write(&mut self, content: &str) -> io::Result<()> {
+        self.file.write_all(content.as_bytes()).map_err(|error| named(&self.name, &error))
+    }
+}
+
+fn create(path: Option<&Path>) -> io::Result<Option<Canvas>> {
+    let Some(path) = path else { return Ok(None) };
+    let name = path.display().to_string();
+    let file = File::create(path).map_err(|error| named(&name, &error))?;
+    Ok(Some(Canvas { name, file }))
+}
+
+fn named(name: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
 /// Opens all connections, and has the first message of each answered.
@@ -112,9 +139,14 @@ async fn open(
     };
     let opened =
         stream::iter(0..arguments.connections).map(dial).buffered(OPENED_TOGETHER).try_collect::<Vec<_>>().await;
-    let connections = opened.map_err(|error| match arguments.by {
-        By::Echo => format!("{error}; start `buffstreams listen --echo` there first"),
-        By::Acks => format!("{error}; start `buffstreams listen` there first"),
+    let (echo, sessions) = match (arguments.by, arguments.is_acked()) {
+        (By::Echo, false) => (" --echo", ""),
+        (By::Echo, true) => (" --echo", ", without --no-sessions,"),
+        (By::Acks, _) => ("", ", without --no-sessions,"),
+    };
+    let connections = opened.map_err(|error| match error.kind() {
+        ErrorKind::Connect => format!("{error}; start `buffstreams listen{echo}`{sessions} there first"),
+        _ => error.to_string(),
     })?;
     let mut hello = Vec::new();
     hearing.content.write(HELLO, &mut hello);
@@ -131,8 +163,8 @@ async fn open(
         let wait = humantime::format_duration(arguments.wait);
         return Err(match arguments.by {
             By::Echo => format!(
-                "no answer within {wait}: is it `buffstreams listen --echo`, with the same --framing? To measure \
-                 acknowledgements instead, add --by acks"
+                "no answer within {wait}: is it `buffstreams listen --echo`, with the same --framing and \
+                 --max-message-size? To measure acknowledgements instead, add --by acks"
             ),
             By::Acks => format!("no acknowledgement within {wait}: is it `buffstreams listen`?"),
         }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::arguments::By;
 use super::measured::Measured;
+use crate::report::counted;
 
 /// The percentiles that are told.
 const PERCENTILES: [(&str, f64); 5] = [("p50", 50.0), ("p90", 90.0), ("p99", 99.0), ("p99.9", 99.9), ("p99.99", 99.99)];
@@ -55,14 +56,14 @@ pub(crate) fn table(measured: &Measured) -> String {
 /// What was done.
 pub(crate) fn setting(measured: &Measured) -> String {
     let Measured { address, connections, sizes, time, warm_up, .. } = measured;
-    let plural = if *connections == 1 { "" } else { "s" };
+    let connections = counted(*connections, "connection", "connections");
     let answer = match (measured.by, measured.is_acked) {
         (By::Echo, false) => "echoed",
         (By::Echo, true) => "acknowledged and echoed",
         (By::Acks, _) => "acknowledged",
     };
     let [time, warm_up] = [*time, *warm_up].map(|time| humantime::format_duration(rounded(time)));
-    format!("{address}, {connections} connection{plural}, {sizes} bytes a message, {answer}, {time} after {warm_up}")
+    format!("{address}, {connections}, {sizes} bytes a message, {answer}, {time} after {warm_up}")
 }
 
 /// To milliseconds: nobody asks for less.

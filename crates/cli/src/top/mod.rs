@@ -27,7 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(arguments: TopArguments, report: &Arc<Report>) -> Outcome {
     if arguments.once || !io::stdout().is_terminal() {
-        let sample = scrape::scrape(&arguments.address, PATIENCE).await?;
+        let sample = scrape::scrape(&arguments.address, PATIENCE).await;
+        let sample = sample.map_err(|error| {
+            format!("{error}; `listen`, `record` and `send` serve their numbers where their --metrics says")
+        })?;
         let text = view::plain(&sample);
         return match output::put(text.as_bytes()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),

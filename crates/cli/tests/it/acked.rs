@@ -1,6 +1,6 @@
 use std::fs::{self, File};
 use std::io::Read;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
@@ -99,7 +99,7 @@ fn a_listener_that_takes_no_sessions_is_named_and_prints_nothing_of_them() {
     let sent = send(&address, &["--failed", &failed_file], b"one\ntwo\nthree\n");
     assert_eq!(sent.code(), Some(1));
     let errors = sent.errors();
-    assert!(errors.last().unwrap().ends_with("refused: this listener takes no sessions"), "{}", sent.stderr);
+    assert!(errors.last().unwrap().ends_with("not granted: this listener takes no sessions"), "{}", sent.stderr);
     let [accepted, settled, failed] = account(&sent);
     assert_eq!((accepted, settled), (failed, 0), "what was read has failed");
     let failures = undelimited(&fs::read(&failed_file).unwrap());
@@ -138,11 +138,51 @@ fn a_listener_that_closes_when_asked_is_reported_as_what_it_is() {
         assert_eq!(sent.code(), Some(1));
         let errors = sent.errors();
         let last = errors.last().unwrap();
-        assert!(last.contains("BuffStreams for Go") && !last.contains("away"), "{retry_for}: {}", sent.stderr);
+        assert!(last.contains("BuffStreams for Go") && !last.contains("was away"), "{retry_for}: {}", sent.stderr);
         // It may be refused before the line is read, which then is not accepted.
         let [accepted, settled, failed] = account(&sent);
         assert_eq!((accepted, settled), (failed, 0), "{retry_for}: {}", sent.stderr);
         assert_eq!(seen.recv_timeout(DEADLINE).unwrap(), [0xff; 3], "the question, and no message");
+    }
+}
+
+#[test]
+fn what_is_warned_of_at_every_attempt_is_said_a_few_times_and_counted() {
+    for spread in [&[][..], &["--spread"]] {
+        let (address, seen) = listen_as_go_does();
+        let options = [spread, &["--retry-for", "1h"]].concat();
+        let mut sender = Program::start(["send", &address].iter().chain(&ACKED).chain(&options));
+        // So many fail in the end that most are left out, and the count of warnings is not.
+        sender.write(&b"hello\n".repeat(1000));
+        // In the minute that this may take, as long as the pauses grow, it is said five times at the most.
+        const ATTEMPTS: usize = 8;
+        for _ in 0..=ATTEMPTS {
+            seen.recv_timeout(DEADLINE).unwrap();
+        }
+        sender.signal(Signal::INT);
+        let sent = sender.end();
+        assert!(!sent.stderr.contains("finishing"), "there is nothing to wait for: {}", sent.stderr);
+        let warnings: Vec<_> = sent.stderr.lines().filter(|line| line.contains("turned it away")).collect();
+        let times = warnings.iter().map(|line| match line.rsplit_once(" (and ").map(|(_, more)| more) {
+            None => 1,
+            Some(more) => more.split_once(" time").unwrap().0.parse().unwrap(),
+        });
+        let times: usize = times.sum();
+        assert!(times >= ATTEMPTS && warnings.len() < ATTEMPTS, "{}", sent.stderr);
+    }
+}
+
+#[test]
+fn a_listener_that_turns_a_sender_away_by_a_limit_is_not_taken_for_one_that_knows_no_sessions() {
+    for limit in [["--allow", "10.0.0.0/8"], ["--max-connections", "1"]] {
+        let (_listener, address) = Program::listen(&limit);
+        let _other = TcpStream::connect(&address).unwrap();
+        let sent = send(&address, &["--retry-for", "0"], b"hello\n");
+        assert_eq!(sent.code(), Some(1));
+        let errors = sent.errors();
+        let last = errors.last().unwrap();
+        assert!(last.contains("turned it away (a limit, or who is allowed; its log says which)"), "{limit:?}: {last}");
+        assert!(!sent.stderr.contains("refused"), "nobody said so: {limit:?}: {}", sent.stderr);
     }
 }
 

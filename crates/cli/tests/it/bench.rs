@@ -239,12 +239,34 @@ fn where_nothing_answers_it_says_what_to_do() {
     let ended = bench(&address, &["--wait", "200ms"]);
     assert_eq!(ended.code(), Some(1));
     assert!(ended.last_line().contains("listen --echo") && ended.last_line().contains("--by acks"), "{}", ended.stderr);
+    assert!(ended.last_line().contains("the same --framing and --max-message-size"), "{}", ended.stderr);
     assert!(ended.stdout.is_empty(), "nothing was measured");
 
     let nobody = format!("unix:{}", Folder::new().path("nobody").display());
     let ended = bench(&nobody, &[]);
     assert_eq!(ended.code(), Some(1));
-    assert!(ended.last_line().contains("start `buffstreams listen --echo`"), "{}", ended.stderr);
+    assert!(ended.last_line().contains("start `buffstreams listen --echo` there"), "{}", ended.stderr);
+
+    let (_listen, without) = Program::listen(&["--no-sessions"]);
+    let ended = bench(&without, &["--by", "acks"]);
+    assert_eq!(ended.code(), Some(1));
+    let start = "this listener takes no sessions; start `buffstreams listen`, without --no-sessions, there first";
+    assert!(ended.last_line().ends_with(start), "{}", ended.stderr);
+}
+
+#[test]
+fn a_picture_that_can_be_written_nowhere_ends_it_before_the_load() {
+    let folder = Folder::new();
+    let (listen, address) = Program::listen(&["--echo", "--output", "none"]);
+    let nowhere = text(&folder.path("nowhere/bench.svg"));
+    for option in ["--svg", "--html"] {
+        let ended = bench(&address, &["--duration", "1h", option, &nowhere]);
+        assert_eq!(ended.code(), Some(1));
+        assert!(ended.last_line().starts_with(&format!("error: {nowhere}: ")), "{}", ended.stderr);
+        assert!(ended.stdout.is_empty(), "nothing was measured");
+    }
+    listen.signal(Signal::TERM);
+    assert!(listen.end().last_line().starts_with("received 2 messages"), "the first of each, and no more");
 }
 
 #[test]
@@ -290,7 +312,7 @@ fn a_peer_that_goes_away_ends_it_with_what_was_measured() {
     let ended = program.end();
     let table = String::from_utf8_lossy(&ended.stdout);
     assert_eq!(ended.code(), Some(1), "{table}");
-    assert!(ended.stderr.contains("1 of 1 connections were lost"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("1 of 1 connection was lost"), "{}", ended.stderr);
     assert!(table.contains("messages    sent ") && !table.contains("lost 0"), "{table}");
 }
 

@@ -40,7 +40,7 @@ fn connections_over_a_limit_are_refused_and_the_others_are_served() {
         listener.signal(Signal::TERM);
         let ended = listener.end();
         assert_eq!(ended.stdout, b"one\ntwo\n", "{option}");
-        assert!(ended.stderr.contains("refused 1 connections: 1 too many"), "{option}: {}", ended.stderr);
+        assert!(ended.stderr.contains("refused 1 connection: 1 too many"), "{option}: {}", ended.stderr);
     }
 }
 
@@ -98,7 +98,7 @@ fn a_sender_that_hangs_at_a_signal_is_told_of_and_nothing_has_failed() {
     listener.signal(Signal::TERM);
     let ended = listener.end();
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
-    assert!(ended.stderr.contains("1 senders did not answer within 5s"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("1 sender did not answer within 5s"), "{}", ended.stderr);
     assert_eq!(ended.last_line(), "received 1 messages, 3 bytes");
     sender.signal(Signal::KILL);
     sender.signal(Signal::CONT);

@@ -43,19 +43,43 @@ fn what_was_sent_is_exported_in_every_form() {
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
     assert_eq!(ended.last_line(), "received 4 messages, 7 bytes");
     assert_eq!(ended.stdout, b"");
-    let cases: [(&[&str], &[u8]); 6] = [
+    let cases: [(&[&str], &[u8]); 5] = [
         (&[], b"\x03one\x00\x03\x08\x96\x01\x01\n"),
         (&["--output", "delimited"], b"\x03one\x00\x03\x08\x96\x01\x01\n"),
         (&["--output", "lines"], b"one\n\n\x08\x96\x01\n\n\n"),
         (&["--output", "hex"], b"6f6e65\n\n089601\n0a\n"),
         (&["--output", "fields"], b"not protobuf: \"one\"\n\n1: 150\nnot protobuf: \"\\n\"\n"),
-        (&["--output", "none"], b""),
     ];
     for (options, expected) in cases {
         let ended = export(&file, options);
         assert_eq!(ended.stdout, expected, "{options:?}");
         assert_eq!((ended.code(), ended.stderr.as_str()), (Some(0), ""), "{options:?}");
     }
+}
+
+#[test]
+fn a_recording_is_counted_where_no_output_is_wanted_and_read_from_standard_input() {
+    let folder = Folder::new();
+    let file = text(&folder.path("a.rec"));
+    let (recorder, address) = record(&file, &["--framing", "u8", "--count", "3"]);
+    wire::deliver(&address, &u8_frames(["one", "two"]));
+    wire::deliver(&address, &u8_frames(["three"]));
+    recorder.end();
+    let recording = fs::read(&file).unwrap();
+    let counted = Program::run(["export", "-", "--output", "none"], &recording);
+    assert_eq!((counted.code(), &counted.stdout[..]), (Some(0), &b""[..]), "{}", counted.stderr);
+    let said = counted.last_line();
+    assert!(said.starts_with("3 messages, 11 bytes from 2 senders within "), "{said}");
+    assert!(said.contains(", beginning at 2"), "{said}");
+    assert_eq!(Program::run(["export", "-"], &recording).stdout, export(&file, &[]).stdout);
+
+    let torn = Program::run(["export", "-", "--output", "none"], &recording[..recording.len() - 1]);
+    assert!(torn.stderr.starts_with("standard input: the last "), "{}", torn.stderr);
+    let none = Program::run(["export", "-"], b"");
+    assert_eq!(
+        (none.code(), none.last_line()),
+        (Some(1), "error: standard input: not a recording of `buffstreams record`")
+    );
 }
 
 #[test]
@@ -258,7 +282,7 @@ fn a_recording_is_sent_again_whole_and_in_order_over_as_many_connections() {
         if options.contains(&"acked") {
             // The maximum of the recording is more than this recorder takes, and it says so.
             assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
-            assert!(ended.stderr.contains("--delivery acked was refused"), "{}", ended.stderr);
+            assert!(ended.stderr.contains("--delivery acked was not granted"), "{}", ended.stderr);
             recorder.signal(Signal::KILL);
             continue;
         }
@@ -344,6 +368,23 @@ fn whoever_is_away_for_too_long_fails_it_and_what_was_in_hand_is_kept() {
 }
 
 #[test]
+fn an_interruption_ends_a_replay_that_reaches_nobody_without_waiting() {
+    let folder = Folder::new();
+    let file = text(&folder.path("sample.rec"));
+    let (recorder, address) = record(&file, &["--framing", "u8", "--count", "2"]);
+    wire::deliver(&address, &u8_frames(["one", "two"]));
+    recorder.end();
+    let nobody = format!("unix:{}", folder.path("nobody").display());
+    let replay = Program::start(["replay", &file, &nobody, "--speed", "max", "--retry-for", "1h"]);
+    replay.wait_stderr("that it tries", |said| String::from_utf8_lossy(said).contains("cannot connect").then_some(()));
+    replay.signal(Signal::INT);
+    let ended = replay.end();
+    let [accepted, settled, failed] = account(&ended);
+    assert_eq!((ended.code(), settled, failed), (Some(1), 0, accepted), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("finishing"), "there is nothing to wait for: {}", ended.stderr);
+}
+
+#[test]
 fn an_interruption_ends_a_slow_replay_with_an_account() {
     let folder = Folder::new();
     let file = text(&folder.path("sample.rec"));
@@ -411,5 +452,5 @@ fn a_recording_is_exported_as_json_by_its_type() {
     assert_eq!(ended.code(), Some(1), "one cannot be decoded");
     let line = r#"{"header":{"gtfsRealtimeVersion":"2.0","timestamp":"1284457468"}}"#;
     assert_eq!(String::from_utf8(ended.stdout).unwrap(), format!("{line}\n"));
-    assert!(ended.stderr.contains("1 messages could not be decoded"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("1 message could not be decoded"), "{}", ended.stderr);
 }

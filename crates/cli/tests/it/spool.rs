@@ -184,7 +184,7 @@ fn failed_messages_are_listed_sent_again_and_dropped() {
     assert_eq!(listed[1][2..], ["5 bytes", "42", "no\\u{1b}[2Jway", "worse"]);
     assert!(listed[0][1].ends_with('Z'), "{listed:?}");
 
-    assert_eq!(failed(&["drop", "5"]).last_line(), "1 messages dropped");
+    assert_eq!(failed(&["drop", "5"]).last_line(), "1 message dropped");
     let missing = failed(&["send", "5"]);
     assert_eq!(missing.code(), Some(1));
     assert!(missing.stderr.contains("no failed message 5"), "{}", missing.stderr);

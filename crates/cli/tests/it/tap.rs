@@ -74,7 +74,7 @@ fn every_byte_of_a_plain_pair_passes_both_ways_at_once_and_the_framing_is_known(
     let (there, back) = (there.len(), back.len());
     assert_eq!(
         ended.last_line(),
-        format!("passed {there} bytes to the target and {back} back over 1 connections, printed 7000 messages")
+        format!("passed {there} bytes to the target and {back} back over 1 connection, printed 7000 messages")
     );
     assert_eq!(ended.errors(), [] as [&str; 0]);
 }

@@ -12,7 +12,7 @@ fn listen_shows_the_rate_on_a_terminal_and_ends_with_its_summary() {
     let listener = Program::start_on_terminal(["listen", "127.0.0.1:0", "--framing", "u8"]);
     let mut stream = wire::connect(&listener.address());
     stream.write_all(&u8_frames(["hello"])).unwrap();
-    listener.wait_stderr("a rate", |text| contains(text, "1 messages, 5 B  1 msg/s"));
+    listener.wait_stderr("a rate", |text| contains(text, "1 message, 5 B  1 msg/s"));
     listener.signal(Signal::TERM);
     let ended = listener.end();
     assert_eq!(ended.stdout, b"hello\n", "only messages go to standard output");
@@ -35,32 +35,53 @@ fn send_shows_a_bar_over_a_file_on_a_terminal() {
 }
 
 #[test]
+fn the_bar_of_send_stands_at_what_is_settled() {
+    let folder = Folder::new();
+    let file = folder.file("input", b"all work and no play\n");
+    let address = format!("unix:{}", folder.path("later").display());
+    let sender = Program::start_on_terminal(["send", &address, &file, "--delivery", "acked", "--retry-for", "1h"]);
+    let bar = "0% of 21 B  0 messages, 0 B  0 msg/s, 0 B/s  (1 in hand)  (not connected)";
+    sender.wait_stderr("a bar that has not moved", |text| contains(text, bar));
+    let listener = Program::start(["listen", &address]);
+    listener.wait_lines(1);
+    let ended = sender.end();
+    assert!(!ended.stderr.contains("100% of 21 B  0 messages"), "{}", ended.stderr);
+    assert!(ended.last_line().ends_with("accepted 1, settled 1, failed 0"), "{}", ended.stderr);
+}
+
+#[test]
 fn send_shows_a_rate_for_a_pipe_on_a_terminal_and_that_nobody_is_there() {
     let folder = Folder::new();
     let address = format!("unix:{}", folder.path("nobody").display());
     let mut sender = Program::start_on_terminal(["send", &address, "--retry-for", "1m"]);
     sender.write(b"hello\n");
-    sender.wait_stderr("the state", |text| contains(text, "1 messages, 6 B  ").and(contains(text, "(not connected)")));
+    // What is shown is what was sent, and not what was read.
+    sender.wait_stderr("the state", |text| {
+        contains(text, "0 messages, 0 B  0 msg/s, 0 B/s  (1 in hand)  (not connected)")
+    });
 }
 
 #[test]
 fn the_progress_line_is_gone_after_a_signal_and_after_a_second_one_that_ends_it_at_once() {
     /// The cursor is at the beginning of an empty line.
     const CLEAN: &str = "\r\x1b[2K";
-    let folder = Folder::new();
-    let address = format!("unix:{}", folder.path("nobody").display());
-    let start = || {
-        let mut sender = Program::start_on_terminal(["send", &address, "--retry-for", "1h"]);
-        sender.write(b"hello\n");
-        let is_drawn = |text: &[u8]| contains(text, "(not connected)").filter(|()| text.ends_with(b"\r"));
-        sender.wait_stderr("a line, with the cursor at its beginning", is_drawn);
-        sender
+    let (stopped, address) = Program::listen(&[]);
+    let mut sender = Program::start_on_terminal(["send", &address, "--delivery", "acked"]);
+    sender.write(b"hello\n");
+    sender.wait_stderr("that it is acknowledged", |text| contains(text, "1 message, 6 B"));
+    stopped.stop();
+    sender.write(b"hello\n");
+    let is_drawn = |text: &[u8]| {
+        let last = String::from_utf8_lossy(text);
+        let last = last.strip_suffix('\r')?.rsplit('\r').next()?;
+        (last.contains("1 message, 6 B") && last.contains("(1 in hand)")).then_some(())
     };
-    let sender = start();
+    sender.wait_stderr("a line, with the cursor at its beginning", is_drawn);
     sender.signal(Signal::INT);
+    sender.wait_stderr("what it waits for", |text| contains(text, "Ctrl-C again ends it at once"));
     sender.signal(Signal::TERM);
     let ended = sender.end();
-    assert!(matches!(ended.code(), Some(130 | 143)), "{:?}", ended.status);
+    assert_eq!(ended.code(), Some(143), "{}", ended.stderr);
     // Nothing came behind it, or a warning with its line.
     assert!([CLEAN, "\r\n"].iter().any(|end| ended.stderr.ends_with(end)), "{:?}", ended.stderr);
 

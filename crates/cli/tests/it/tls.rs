@@ -113,6 +113,28 @@ fn whoever_is_not_who_he_should_be_is_refused_and_both_sides_say_why() {
 }
 
 #[test]
+fn who_reaches_nobody_is_told_of_listeners_and_not_of_certificates() {
+    let authority = authority();
+    let ca = authority.file("ca.pem");
+    let folder = Folder::new();
+    let nobody = format!("unix:{}", folder.path("nobody").display());
+    let recording = folder.file("a.rec", b"");
+    let recorder = Program::start(["record", "127.0.0.1:0", &recording, "--force", "--count", "1"]);
+    Program::run(["send", &recorder.address()], b"one\n");
+    recorder.end();
+    for tls in [&[][..], &["--tls-ca", &ca, "--tls-name", "localhost"]] {
+        for command in
+            [&["send", &nobody, "--retry-for", "0"][..], &["replay", &recording, &nobody, "--retry-for", "0"]]
+        {
+            let ended = Program::run(command.iter().chain(tls), b"one\n");
+            assert_eq!(ended.code(), Some(1));
+            assert!(ended.stderr.contains("start `buffstreams listen` there"), "what to do: {}", ended.stderr);
+            assert!(!ended.stderr.contains("certificates"), "{}", ended.stderr);
+        }
+    }
+}
+
+#[test]
 fn a_hangup_reads_the_files_again_and_rubbish_in_them_changes_nothing() {
     let authority = authority();
     let next = Authority::new("The next authority");
