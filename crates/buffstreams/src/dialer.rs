@@ -548,7 +548,7 @@ impl<S: Service> LastWill<'_, S> {
         dialer.outbox.fail_all(FailedReason::Closed);
         dialer.failed_to.hand_over_now(&dialer.outbox, log);
         dialer.tell_failures(&dialer.outbox.stats(), Duration::ZERO);
-        drop(lock(&dialer.meter).take());
+        *lock(&dialer.meter) = None;
         dialer.state.send_replace(State::Closed);
         dialer.outbox.tell(Event::Closed { why });
     }
