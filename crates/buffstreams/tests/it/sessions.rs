@@ -293,6 +293,7 @@ async fn a_batch_that_could_not_be_stored_is_handled_again() {
 
 /// Keeps messages in hand until it is asked whether it is ready, or has finished. Panics over "poison".
 struct Late {
+    given: Arc<AtomicU64>,
     tries: Arc<AtomicU64>,
     in_hand: Vec<(u64, Vec<u8>)>,
     finished: Vec<u64>,
@@ -302,6 +303,7 @@ struct Late {
 impl Handler for Late {
     fn message(&mut self, message: Message<'_>) -> HandlerResult {
         self.in_hand.push((message.number().unwrap(), message.to_vec()));
+        self.given.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -333,9 +335,11 @@ impl Handler for Late {
 
 #[tokio::test]
 async fn a_handler_that_panics_over_what_it_kept_in_hand_gets_it_three_times() {
+    let given = Arc::new(AtomicU64::new(0));
     let late = |tries: &Arc<AtomicU64>, only_at_the_end| {
-        let tries = Arc::clone(tries);
+        let (given, tries) = (Arc::clone(&given), Arc::clone(tries));
         per_connection(move |_: &Peer| Late {
+            given: Arc::clone(&given),
             tries: Arc::clone(&tries),
             in_hand: Vec::new(),
             finished: Vec::new(),
@@ -346,15 +350,17 @@ async fn a_handler_that_panics_over_what_it_kept_in_hand_gets_it_three_times() {
     poisoned(|tries| listener.spawn(late(&tries, false))).await;
     // Where connections come to an end over it: somebody else has to end them.
     let tries = Arc::new(AtomicU64::new(0));
+    given.store(0, Ordering::Relaxed);
     let server = Listener::bind("127.0.0.1:0").await.unwrap().spawn(late(&tries, true));
     let connection = acked().dial(server.local_address()).await.unwrap();
     connection.send(b"poison").await.unwrap();
     for before in 0..3 {
-        until("it is in hand", || server.stats().messages == before + 1).await;
+        until("it is in hand", || given.load(Ordering::Relaxed) == before + 1).await;
         connection.reopen();
     }
     let flushed = in_time("it is flushed", connection.flush()).await.unwrap();
     assert_eq!((flushed.failed, tries.load(Ordering::Relaxed)), (1, 3));
+    assert_eq!(server.stats().messages, 1, "once, however often it was given");
 }
 
 #[tokio::test]
