@@ -94,9 +94,14 @@ async fn a_failed_dial_names_the_address_and_the_reason() {
     let text = error.to_string();
     assert!(text.contains(&nobody.address()) && text.to_lowercase().contains("refused"), "{text}");
 
-    for (address, what) in
-        [("5031", "no port"), ("localhost:http", "not a number"), ("::1:80", "brackets"), ("unix:", "no path")]
-    {
+    for (address, what) in [
+        ("5031", "has no host: write \":5031\""),
+        ("localhost", "no port"),
+        ("localhost:http", "not a number"),
+        ("::1:80", "brackets"),
+        ("http://localhost:80", "is a URL: leave out \"http://\""),
+        ("unix:", "no path"),
+    ] {
         let error = Connection::dial(address).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidAddress);
         assert!(error.to_string().contains(what) && error.to_string().contains("host:port"), "{error}");
